@@ -1,0 +1,264 @@
+"""Which encoder a name means: a built-in short name, a repository on the Hugging Face hub, a folder, or `tiny`.
+
+Only JSON is read and files are hashed here, so a complete cache needs neither torch nor transformers.
+"""
+
+import difflib
+import hashlib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from features import hub
+from features.errors import UsageError
+from features.preprocess import ImagePreprocess
+from features.texts import TextPolicy
+
+SHORT_NAMES: dict[str, str] = {
+    "ViT-B-32": "openai/clip-vit-base-patch32",
+    "ViT-B-16": "openai/clip-vit-base-patch16",
+    "ViT-L-14": "openai/clip-vit-large-patch14",
+    "ViT-L-14-336": "openai/clip-vit-large-patch14-336",
+    "ViT-B-32-laion2b": "laion/CLIP-ViT-B-32-laion2B-s34B-b79K",
+    "ViT-B-16-laion2b": "laion/CLIP-ViT-B-16-laion2B-s34B-b88K",
+    "ViT-L-14-laion2b": "laion/CLIP-ViT-L-14-laion2B-s32B-b82K",
+    "ViT-H-14-laion2b": "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+    "ViT-g-14-laion2b": "laion/CLIP-ViT-g-14-laion2B-s34B-b88K",
+    "ViT-bigG-14-laion2b": "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k",
+    "ViT-B-32-datacomp": "laion/CLIP-ViT-B-32-DataComp.XL-s13B-b90K",
+    "ViT-B-16-datacomp": "laion/CLIP-ViT-B-16-DataComp.XL-s13B-b90K",
+    "ViT-L-14-datacomp": "laion/CLIP-ViT-L-14-DataComp.XL-s13B-b90K",
+    "ViT-B-32-metaclip": "facebook/metaclip-b32-fullcc2.5b",
+    "ViT-B-16-metaclip": "facebook/metaclip-b16-fullcc2.5b",
+    "ViT-L-14-metaclip": "facebook/metaclip-l14-fullcc2.5b",
+    "ViT-H-14-metaclip": "facebook/metaclip-h14-fullcc2.5b",
+}
+"""Names as open_clip and the CLIP paper write them -> hub ids of checkpoints in the layout of transformers."""
+
+TINY = "tiny"
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class Shape(NamedTuple):
+    """What a checkpoint's config.json says of its inputs and outputs."""
+
+    dim: Mapping[str, int]  # of the vectors of each modality
+    image_size: int  # pixels
+    max_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """One frozen encoder: where its files are and everything that determines its vectors.
+
+    `tag` names its folder in the cache; `source` is "tiny", the hub id or the folder's name, `revision` the commit on
+    the hub (40 hex digits; None for a folder). `folder` is the only absolute path, and it is stored nowhere.
+    """
+
+    tag: str
+    source: str
+    revision: str | None
+    family: str
+    folder: Path
+    weights_sha256: str
+    config_sha256: str
+    tokenizer_sha256: str
+    preprocess: ImagePreprocess
+    text: TextPolicy
+    dim: Mapping[str, int]
+    image_size: int
+    pickled_weights: bool
+
+    def semantic(self) -> dict[str, Any]:
+        """Everything that determines the vectors, ready for JSON: equal for the same files in any place."""
+        return {
+            "family": self.family,
+            "weights_sha256": self.weights_sha256,
+            "config_sha256": self.config_sha256,
+            "tokenizer_sha256": self.tokenizer_sha256,
+            "image": self.preprocess.to_dict(),
+            "text": self.text.to_dict(),
+            "dim": dict(self.dim),
+            "image_size": self.image_size,
+        }
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What the user should know before vectors are made."""
+        untrained = f"{self.tag} is an untrained encoder with random weights: for demonstrations and tests only"
+        pickled = f"{self.source} has only pickled weights; they are loaded with weights_only=True"
+        return ((untrained,) if self.source == TINY else ()) + ((pickled,) if self.pickled_weights else ())
+
+
+def resolve_encoder(
+    name: str,
+    models_folder: Path,
+    *,
+    allow_bin_weights: bool = False,
+    expected_revision: str | None = None,
+    on_progress: hub.OnProgress | None = None,
+) -> EncoderConfig:
+    """Find the encoder that `--model NAME` means, downloading or building it on its first use.
+
+    `tiny` is built under `models_folder`. With `expected_revision` exactly that commit of a hub repository is used,
+    whatever the hub calls `main` today; a folder has no commit, there the hashes in `semantic` tell files apart.
+
+    Raises
+    ------
+    UsageError
+        The name means nothing, the model cannot be fetched, or its files are not those of a supported encoder.
+    CacheError
+        The expected commit is neither on this machine nor on the hub.
+    StorageError
+        The disk is full, or `models_folder` cannot be written.
+    """
+    short = _short_name(name)
+    if name == TINY:
+        return _read_encoder(TINY, TINY, _tiny_folder(models_folder), None)
+    if name and short is None and Path(name).expanduser().is_dir():
+        folder = Path(name).expanduser().resolve()
+        return _read_encoder(cache_tag(name), folder.name, folder, None, allow_bin_weights=allow_bin_weights)
+    if short is None and not _HUB_ID.fullmatch(name):
+        raise _unknown(name)
+    hub_id = SHORT_NAMES[short] if short else name
+    allowed = allow_bin_weights or hub_id in SHORT_NAMES.values()
+    folder, commit = hub.fetch(hub_id, expected_revision, allow_bin_weights=allowed, on_progress=on_progress)
+    return _read_encoder(cache_tag(name), hub_id, folder, commit, allow_bin_weights=allowed)
+
+
+def cache_tag(name: str) -> str:
+    """The folder of an encoder's cache, from its name alone; a tag is its own tag.
+
+    >>> cache_tag("vit-l/14"), cache_tag("openai/clip-vit-base-patch32"), cache_tag("../my-clip/")
+    ('ViT-L-14', 'openai--clip-vit-base-patch32', 'my-clip')
+    """
+    short = _short_name(name)
+    if short is not None:
+        return short
+    is_path = Path(name).expanduser().is_dir() or not _HUB_ID.fullmatch(name)
+    return _tag(Path(name).expanduser().resolve().name if is_path else name)
+
+
+def _tiny_folder(models_folder: Path) -> Path:
+    folder = models_folder.resolve() / TINY
+    if not folder.is_dir():
+        from features.tiny import build_tiny  # noqa: PLC0415 - imports torch and transformers
+
+        build_tiny(folder)
+    return folder
+
+
+def _short_name(name: str) -> str | None:
+    """Spell a short name as the table does, however it was typed.
+
+    >>> _short_name("vit-l/14@336px")
+    'ViT-L-14-336'
+    """
+    typed = name.lower().replace("/", "-").replace("@336px", "-336")
+    return next((short for short in SHORT_NAMES if short.lower() == typed), None)
+
+
+def _tag(name: str) -> str:
+    """Turn a name into one that is safe as a folder.
+
+    >>> _tag("openai/clip-vit-base-patch32"), _tag(".my model")
+    ('openai--clip-vit-base-patch32', 'my-model')
+    """
+    return re.sub(r"[^A-Za-z0-9._-]", "-", name.replace("/", "--")).lstrip(".-") or "model"
+
+
+def _unknown(name: str) -> UsageError:
+    names = [*SHORT_NAMES, TINY]
+    lower = {known.lower(): known for known in names}
+    close = [lower[match] for match in difflib.get_close_matches(name.lower().replace("/", "-"), lower, 3, 0.5)]
+    return UsageError(
+        f"no encoder is called {name!r}. "
+        + (f"Close: {', '.join(close)}. " if close else "")
+        + f"--model takes a short name ({', '.join(names)}), a hub id (openai/clip-vit-large-patch14), or the path of "
+        "a folder that exists and holds a checkpoint (./my-clip)"
+    )
+
+
+def _read_encoder(
+    tag: str, source: str, folder: Path, revision: str | None, *, allow_bin_weights: bool = False
+) -> EncoderConfig:
+    _refuse_incomplete(folder)
+    config = hub.read_json(folder / "config.json")
+    family, shape = _read_shape(folder, config)
+    weights = hub.weights_files(folder)
+    pickled = weights[0] in (hub.BIN, hub.BIN_INDEX)
+    if pickled and not allow_bin_weights:
+        raise hub.only_pickles(str(folder))
+    preprocess = ImagePreprocess.from_folder(folder)
+    if preprocess.output != (shape.image_size, shape.image_size):
+        raise UsageError(
+            f"{folder}: the encoder takes {shape.image_size} x {shape.image_size} pixels, however its preprocessing "
+            f"makes {preprocess.output[0]} x {preprocess.output[1]}"
+        )
+    return EncoderConfig(
+        tag=tag,
+        source=source,
+        revision=revision,
+        family=family,
+        folder=folder,
+        weights_sha256=_joint_sha256(folder, weights),
+        config_sha256=_sha256(folder / "config.json"),
+        tokenizer_sha256=_joint_sha256(folder, [name for name in hub.TOKENIZER_FILES if (folder / name).is_file()]),
+        preprocess=preprocess,
+        text=TextPolicy(max_tokens=shape.max_tokens),
+        dim=shape.dim,
+        image_size=shape.image_size,
+        pickled_weights=pickled,
+    )
+
+
+def _refuse_incomplete(folder: Path) -> None:
+    missing = hub.missing_files(folder)
+    if missing:
+        raise UsageError(
+            f"{folder} lacks {', '.join(missing)}: a usable folder holds config.json, preprocessor_config.json (or "
+            "processor_config.json), tokenizer.json (or vocab.json and merges.txt) and model.safetensors, as "
+            "transformers' save_pretrained writes them"
+        )
+
+
+def _read_shape(folder: Path, config: Mapping[str, Any]) -> tuple[str, Shape]:
+    if "auto_map" in config:
+        raise UsageError(f"{folder} needs code from its repository (auto_map in config.json), which is never run")
+    model_type = config.get("model_type")
+    if model_type not in _FAMILIES:
+        raise UsageError(
+            f"{folder / 'config.json'}: model_type must be one of {', '.join(_FAMILIES)}, however: {model_type}"
+        )
+    return model_type, _FAMILIES[model_type](config)
+
+
+def _clip_shape(config: Mapping[str, Any]) -> Shape:
+    text, vision = (config.get(section) or {} for section in ("text_config", "vision_config"))
+    dim = config.get("projection_dim", 512)  # what files leave out has the value of transformers' CLIPConfig
+    return Shape({"image": dim, "text": dim}, vision.get("image_size", 224), text.get("max_position_embeddings", 77))
+
+
+_FAMILIES: dict[str, Callable[[Mapping[str, Any]], Shape]] = {"clip": _clip_shape}
+"""Supported values of `model_type`, and how to read the shape of each."""
+
+
+def _joint_sha256(folder: Path, names: list[str]) -> str:
+    """Hash one file as itself, several as the list of their names and hashes."""
+    if len(names) == 1:
+        return _sha256(folder / names[0])
+    listing = "".join(f"{_sha256(folder / name)}  {name}\n" for name in names)
+    return hashlib.sha256(listing.encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    # The Hugging Face cache names the large files by their SHA-256 and links to them.
+    blob = path.resolve()
+    if blob.parent.name == "blobs" and _SHA256.fullmatch(blob.name):
+        return blob.name
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

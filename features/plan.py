@@ -1,0 +1,189 @@
+"""The plan of a cache: which rows go into which shard, and everything that determines their vectors.
+
+A plan is made from the dataset and the encoder alone. How many processes or devices carry it out is no part of it, so
+any number of them can finish what others began, and the shards come out the same.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from features import durable
+from features.errors import CacheError
+
+FORMAT = "vp-cache"
+SCHEMA = 1
+MANIFEST = "manifest.json"
+NEXT_MANIFEST = "manifest.next.json"
+"""The plan while its shards are being made; it becomes `manifest.json` once they are all there."""
+
+
+@dataclass(frozen=True)
+class PlannedShard:
+    """Rows `start` to `stop` (exclusive) of one kind of vector.
+
+    `key` identifies the shard: the encoder, the ids in their order, the batch size and, for texts, the texts.
+    `stamps` is a digest of the sizes and times of the thumbnails when the plan was made: if it still holds, they need
+    not be read again to know that they have not changed. `file` names the shard in a finished cache.
+    """
+
+    kind: str
+    index: int
+    start: int
+    stop: int
+    key: str
+    stamps: str = ""
+    file: str = ""
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class CachePlan:
+    """The plan of all embeddings of one split by one encoder; `manifest.json` is this, written down.
+
+    semantic
+        Everything that determines the vectors (weights, preprocessing, text policy, precision): other values are
+        another cache.
+    environment
+        Versions and device: other values may change the last bits of a vector.
+    dims
+        Kind of vector (`image`, `text`) -> its dimension.
+    superseded
+        Files in the folder that look valid but were made from thumbnails that have changed since.
+    """
+
+    semantic: Mapping[str, Any]
+    environment: Mapping[str, str]
+    split: str
+    rows: int
+    rows_per_shard: int
+    batch_size: int
+    dims: Mapping[str, int]
+    shards: tuple[PlannedShard, ...]
+    superseded: tuple[str, ...] = ()
+    created_utc: str = ""
+
+    @property
+    def encoder(self) -> str:
+        """Identifies what makes the vectors (hex): equal only if every semantic field is."""
+        return digest(self.semantic)
+
+    @property
+    def identity(self) -> str:
+        """Equal for plans that give equal shards (hex)."""
+        return digest([shard.key for shard in self.shards])
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every shard has its file named."""
+        return all(shard.file for shard in self.shards)
+
+    def of_kind(self, kind: str) -> list[PlannedShard]:
+        """The shards of one kind, in row order."""
+        return [shard for shard in self.shards if shard.kind == kind]
+
+    def with_files(self, files: Mapping[tuple[str, int], str]) -> "CachePlan":
+        """The same plan with a file name for each (kind, index): a manifest that can be published."""
+        named = tuple(replace(shard, file=files[shard.kind, shard.index]) for shard in self.shards)
+        return replace(self, shards=named)
+
+
+def shard_ranges(rows: int, rows_per_shard: int) -> Iterator[tuple[int, int, int]]:
+    """Cut rows into shards: (index, start, stop).
+
+    >>> list(shard_ranges(5, 2))
+    [(0, 0, 2), (1, 2, 4), (2, 4, 5)]
+    """
+    for index, start in enumerate(range(0, rows, rows_per_shard)):
+        yield index, start, min(start + rows_per_shard, rows)
+
+
+def shard_key(encoder: str, kind: str, batch_size: int, ids: Sequence[str], texts: bytes = b"") -> str:
+    """The identity of one shard (hex): `texts` are the digests of its rows' texts, if it holds texts."""
+    return digest([encoder, kind, batch_size, list(ids), texts.hex()])
+
+
+def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Every field in which two mappings differ, with both values.
+
+    >>> differences({"dtype": "fp32", "size": {"w": 1}}, {"dtype": "bf16", "size": {"w": 1}})
+    ["dtype: 'fp32' here, 'bf16' there"]
+    """
+    found: list[str] = []
+    for name in sorted({*ours, *theirs}):
+        mine, other = ours.get(name), theirs.get(name)
+        if isinstance(mine, Mapping) and isinstance(other, Mapping):
+            found += differences(mine, other, f"{prefix}{name}.")
+        elif mine != other:
+            found.append(f"{prefix}{name}: {mine!r} here, {other!r} there")
+    return found
+
+
+def write_plan(path: Path, plan: CachePlan) -> None:
+    """Publish a plan as JSON."""
+    document = {"format": FORMAT, "schema": SCHEMA} | vars(plan)
+    document["shards"] = [vars(shard) for shard in plan.shards]
+    durable.publish(path, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_plan(path: Path) -> CachePlan | None:
+    """The plan in a file, or None if there is no such file.
+
+    Raises
+    ------
+    CacheError
+        The file is damaged, or was written by another version of vp.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise CacheError(f"{path} is not readable as a manifest ({error}): {_REBUILD}") from error
+    return _parsed(document, path)
+
+
+_REBUILD = "move its folder away and run `vp extract` again"
+
+
+def _parsed(document: Any, path: Path) -> CachePlan:
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise CacheError(f"{path} is not a manifest of vp: {_REBUILD}")
+    schema = document.get("schema")
+    if schema != SCHEMA:
+        advice = "upgrade vp" if isinstance(schema, int) and schema > SCHEMA else _REBUILD
+        raise CacheError(f"{path} has schema {schema!r}, this vp reads schema {SCHEMA}: {advice}")
+    try:
+        fields = {name: value for name, value in document.items() if name not in {"format", "schema"}}
+        fields["shards"] = tuple(PlannedShard(**shard) for shard in fields["shards"])
+        fields["superseded"] = tuple(fields["superseded"])
+        plan = CachePlan(**fields)
+        _check(plan)
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        raise CacheError(f"{path} is not a whole manifest ({error}): {_REBUILD}") from error
+    return plan
+
+
+def _check(plan: CachePlan) -> None:
+    """Refuse a plan whose shards do not cover its rows exactly."""
+    if not plan.dims or not all(isinstance(dim, int) and dim > 0 for dim in plan.dims.values()):
+        raise ValueError(f"dims are {plan.dims}")
+    ranges = list(shard_ranges(plan.rows, plan.rows_per_shard))
+    for kind in plan.dims:
+        if [(shard.index, shard.start, shard.stop) for shard in plan.of_kind(kind)] != ranges:
+            raise ValueError(f"the {kind} shards do not cover rows 0 to {plan.rows}")
+    if len(plan.shards) != len(ranges) * len(plan.dims):
+        raise ValueError(f"shards of kinds other than {sorted(plan.dims)}")
+
+
+def digest(value: Any) -> str:
+    """SHA-256 (hex) of a JSON-able value in its canonical form."""
+    canonical = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode("ascii")).hexdigest()

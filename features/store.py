@@ -1,0 +1,113 @@
+"""EmbeddingStore: the finished cache of one split, read back aligned by video id."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float16, Int, UInt8
+
+from features.errors import CacheError
+from features.plan import MANIFEST, NEXT_MANIFEST, CachePlan, PlannedShard, read_plan
+from features.shards import FILE_NAME, Shard, max_shard_bytes, read_shard
+from features.status import Status
+
+READ_THREADS = 4
+"""Reading and hashing release the interpreter lock; more threads than this only queue for the disk."""
+
+
+@dataclass(frozen=True, eq=False)
+class Embeddings:
+    """Vectors of one kind, one per row; a row whose status is not OK has no meaningful vector."""
+
+    ids: list[str]
+    vectors: Float16[np.ndarray, "row dim"]
+    status: UInt8[np.ndarray, " row"]
+
+    @property
+    def present(self) -> Bool[np.ndarray, " row"]:
+        """Which rows have a vector."""
+        return np.asarray(self.status == Status.OK)
+
+    def aligned(self, ids: Sequence[str]) -> "Embeddings":
+        """The rows of `ids`, in that order.
+
+        Raises
+        ------
+        CacheError
+            Some ids are not in the cache; the message names the first five.
+        """
+        if list(ids) == self.ids:
+            return self
+        row_of = {id_: row for row, id_ in enumerate(self.ids)}
+        missing = [id_ for id_ in ids if id_ not in row_of]
+        if missing:
+            raise CacheError(
+                f"{len(missing)} of {len(ids)} videos have no embedding (first: {', '.join(missing[:5])}): "
+                "the dataset has changed since; run `vp extract` again"
+            )
+        rows: Int[np.ndarray, " row"] = np.array([row_of[id_] for id_ in ids], dtype=np.int64)
+        return Embeddings(list(ids), self.vectors[rows], self.status[rows])
+
+
+@dataclass(frozen=True)
+class EmbeddingStore:
+    """A finished cache folder and its manifest."""
+
+    folder: Path
+    plan: CachePlan
+
+    @classmethod
+    def open(cls, folder: Path) -> "EmbeddingStore":
+        """Open a finished cache.
+
+        Raises
+        ------
+        CacheError
+            There is none, it is not finished (the message says how far it is), or its manifest is damaged.
+        """
+        plan = read_plan(folder / MANIFEST)
+        if plan is None:
+            raise CacheError(_unfinished(folder))
+        if not plan.is_complete:
+            raise CacheError(f"{folder / MANIFEST} does not name all its shards: run `vp extract` again")
+        return cls(folder, plan)
+
+    def read(self, kind: str) -> Embeddings:
+        """All vectors of one kind, every byte checked; memory is one copy of the vectors."""
+        planned = self.plan.of_kind(kind)
+        vectors = np.empty((self.plan.rows, self.plan.dims[kind]), np.float16)
+        status = np.empty(self.plan.rows, np.uint8)
+        ids: list[list[str]] = [[] for _ in planned]
+
+        def load(part: PlannedShard) -> None:
+            shard = self.shard(part)
+            vectors[part.start : part.stop] = shard.embedding
+            status[part.start : part.stop] = shard.status
+            ids[part.index] = list(shard.ids)
+
+        with ThreadPoolExecutor(READ_THREADS) as pool:
+            list(pool.map(load, planned))
+        return Embeddings([id_ for part in ids for id_ in part], vectors, status)
+
+    def shard(self, planned: PlannedShard) -> Shard:
+        """One shard, checked against the manifest."""
+        dim = self.plan.dims[planned.kind]
+        shard = read_shard(self.folder / planned.file, max_bytes=max_shard_bytes(planned.rows, dim))
+        found = (shard.kind, shard.index, shard.key, *shard.embedding.shape)
+        expected = (planned.kind, planned.index, planned.key, planned.rows, dim)
+        if found != expected:
+            raise CacheError(f"shard {self.folder / planned.file} is {found}, the manifest says {expected}")
+        return shard
+
+
+def _unfinished(folder: Path) -> str:
+    pending = read_plan(folder / NEXT_MANIFEST)
+    if pending is None:
+        return f"no embeddings in {folder}: run `vp extract`"
+    keys = {(shard.kind, shard.index) for shard in pending.shards}
+    there = {
+        (match["kind"], int(match["index"])) for path in folder.iterdir() if (match := FILE_NAME.fullmatch(path.name))
+    }
+    return f"the cache in {folder} is incomplete ({len(keys & there)} of {len(keys)} shards): run `vp extract` again"

@@ -1,0 +1,107 @@
+"""A tiny world for every test: drawn thumbnails, a few titles, and an encoder of fifteen lines."""
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from features.cache import Recipe
+from features.config import DatasetConfig
+from features.preprocess import ImagePreprocess, read_thumbnail
+from features.texts import joined
+from features.videos import VideoTable, read_videos
+
+PREPROCESS = ImagePreprocess(
+    mode="shortest",
+    size=(8, 8),
+    crop=(8, 8),
+    resample="bicubic",
+    rescale_factor=1 / 255,
+    mean=(0.5, 0.5, 0.5),
+    std=(0.5, 0.5, 0.5),
+)
+
+
+class FakeEncoder:
+    """Vectors that depend on the content alone; counts what it was asked to encode."""
+
+    max_tokens = 20
+    trims_text = True
+
+    def __init__(self, before_batch: Callable[[], None] = lambda: None) -> None:
+        self.images, self.texts, self.pads = 0, 0, []
+        self._before_batch = before_batch
+
+    def encode_images(self, pixels):
+        self._before_batch()
+        self.images += int((pixels.reshape(len(pixels), -1).max(axis=1) > 0).sum())
+        return pixels.reshape(len(pixels), 3, -1).mean(axis=2).astype(np.float32)
+
+    def tokenize(self, texts):
+        full = [np.frombuffer(f"<{text}>".encode(), np.uint8).astype(np.int64) for text in texts]
+        return [ids[: self.max_tokens] for ids in full], np.array([len(ids) > self.max_tokens for ids in full])
+
+    def encode_tokens(self, tokens, pad_to):
+        self._before_batch()
+        self.texts += len({ids.tobytes() for ids in tokens})
+        self.pads.append(pad_to)
+        return np.array([[ids.sum(), len(ids), ids[-2], ids[1]] for ids in tokens], np.float32)
+
+
+class World:
+    """A dataset folder that a test can change, and a cache folder beside it."""
+
+    def __init__(self, root: Path) -> None:
+        self.data, self.folder = root / "dataset", root / "cache"
+        (self.data / "train_val").mkdir(parents=True)
+        self.rows = [[f"id-{row:03d}", f"title number {row} of many", 10 * row, 2010 + row % 12] for row in range(22)]
+        for row, (id_, *_) in enumerate(self.rows):
+            self.paint(id_, row)
+        self.write()
+
+    def paint(self, id_: str, shade: int) -> None:
+        pixels = np.full((9, 12, 3), (10 + 7 * shade) % 256, np.uint8)
+        Image.fromarray(pixels).save(self.data / "train_val" / f"{id_}.jpg", "PNG")
+
+    def write(self) -> None:
+        with (self.data / "train_val.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([["id", "title", "views", "year"], *self.rows])
+
+    def table(self) -> VideoTable:
+        return read_videos(DatasetConfig(data=self.data), "train_val")
+
+    def recipe(self, encoder: FakeEncoder | None, **changes) -> Recipe:
+        def load(_kinds):
+            assert encoder is not None, "the encoder was loaded although nothing is missing"
+            return encoder
+
+        fields = {
+            "semantic": {"weights": "w", "precision": "fp32"},
+            "environment": {"device": "test"},
+            "dims": {"image": 3, "text": 4},
+            "batch_size": 4,
+            "rows_per_shard": 8,
+            "num_workers": 1,
+            "load_encoder": load,
+            "read_thumbnail": lambda path: read_thumbnail(path, PREPROCESS),
+            "read_prompt": joined,
+        }
+        return Recipe(**fields | changes)
+
+
+@pytest.fixture
+def cache_world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+@pytest.fixture
+def fake_encoder() -> type[FakeEncoder]:
+    return FakeEncoder
+
+
+@pytest.fixture
+def make_world() -> type[World]:
+    return World
