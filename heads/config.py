@@ -1,0 +1,36 @@
+"""Options of the heads; each default is written here and nowhere else.
+
+The text in `Annotated` is what `vp train-heads --help` shows.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadsConfig:
+    """What is trained on the cached embeddings, and how."""
+
+    head: Annotated[Literal["mlp"], "kind of head: mlp is one small network per modality"] = "mlp"
+    folds: Annotated[int, "number of folds; each row is validated once, by the member that did not train on it"] = 3
+    seed: Annotated[int, "seed of the folds, the initial weights, the batches and the dropout"] = 42
+    target: Annotated[Literal["log1p", "none"], "log1p: counts such as views; none: any real number"] = "log1p"
+    epochs: Annotated[int, "passes over the training rows of each fold"] = 30
+    lr: Annotated[float, "learning rate of AdamW"] = 1e-3
+    weight_decay: Annotated[float, "decoupled weight decay of AdamW"] = 1e-2
+    hidden_dim: Annotated[int, "width H of the image and text heads: dim -> H -> H/2 -> 1"] = 512
+    dropout: Annotated[float, "share of hidden units dropped while training"] = 0.1
+    batch_size: Annotated[int, "rows per training step"] = 512
+
+    def __post_init__(self) -> None:
+        rules = {
+            "--epochs must be at least 1": self.epochs >= 1,
+            "--lr must be above 0": self.lr > 0,
+            "--hidden-dim must be at least 2": self.hidden_dim >= 2,
+            "--dropout must be at least 0 and below 1": 0 <= self.dropout < 1,
+            "--batch-size must be at least 1": self.batch_size >= 1,
+            "--seed must not be negative": self.seed >= 0,
+            "--weight-decay must not be negative": self.weight_decay >= 0,
+        }
+        if broken := [rule for rule, holds in rules.items() if not holds]:
+            raise ValueError(f"{'; '.join(broken)}, given {self}")

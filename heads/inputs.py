@@ -1,0 +1,148 @@
+"""What the heads see: one block of numbers per modality, aligned by row."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Float64, Int64
+
+from heads.errors import UnfitDataError
+
+CHUNK_ROWS = 8192
+"""Rows that are converted, normalised or predicted at a time, so that temporary memory stays small."""
+
+N_KNOTS = 16
+"""Most knots of a scalar's embedding layer."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Block:
+    """One modality of every video; rows where it is absent hold zeros."""
+
+    modality: str
+    values: Float32[np.ndarray, "video dim"]
+    present: Bool[np.ndarray, " video"]
+
+    @classmethod
+    def embedding(
+        cls, modality: str, raw: Float[np.ndarray, "video dim"], present: Bool[np.ndarray, " video"]
+    ) -> "Block":
+        """Embeddings as the encoder gave them (any float type), scaled to length 1; a zero vector stays zero.
+
+        Raises UnfitDataError where a present vector is not finite.
+
+        >>> raw = np.array([[3, 4], [7, 7]], dtype=np.float16)
+        >>> Block.embedding("image", raw, np.array([True, False])).values
+        array([[0.6, 0.8],
+               [0. , 0. ]], dtype=float32)
+        """
+        values = np.zeros(raw.shape, dtype=np.float32)
+        for chunk in row_chunks(len(raw)):
+            vectors = np.where(present[chunk, None], raw[chunk], 0).astype(np.float32)
+            length = np.sqrt(np.square(vectors).sum(axis=1, keepdims=True, dtype=np.float64)).astype(np.float32)
+            if not np.isfinite(length).all():
+                row = chunk.start + int((~np.isfinite(length[:, 0])).argmax())
+                raise UnfitDataError(f"the {modality} embedding of row {row} is not finite: mark the row as absent")
+            np.divide(vectors, length, out=values[chunk], where=length > 0)
+        return cls(modality=modality, values=values, present=present)
+
+    @classmethod
+    def scalar(cls, modality: str, amounts: Float64[np.ndarray, " video"]) -> "Block":
+        """One number per video, such as the age in years; NaN means absent.
+
+        Raises UnfitDataError where a number is infinite.
+
+        >>> Block.scalar("age", np.array([1.5, np.nan])).present
+        array([ True, False])
+        """
+        if np.isinf(amounts).any():
+            raise UnfitDataError(f"{modality} must be finite, or NaN where it is absent; given infinity")
+        present = ~np.isnan(amounts)
+        values = np.where(present, amounts, 0.0).astype(np.float32)[:, None]
+        return cls(modality=modality, values=values, present=present)
+
+    @property
+    def is_scalar(self) -> bool:
+        """Whether the block is one number per video, which its head reads between knots."""
+        return bool(self.values.shape[1] == 1)
+
+    def take(self, rows: Int64[np.ndarray, " row"]) -> "Block":
+        """The block of these rows, in this order."""
+        return Block(modality=self.modality, values=self.values[rows], present=self.present[rows])
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """The blocks of all modalities, row by row the same videos.
+
+    Raises ValueError for no block, two blocks of one modality, or blocks of different length.
+    """
+
+    blocks: tuple[Block, ...]
+
+    def __post_init__(self) -> None:
+        if not self.blocks:
+            raise ValueError("inputs need at least one modality, given none")
+        if len(set(self.modalities)) < len(self.blocks):
+            raise ValueError(f"a modality must occur once, given {', '.join(self.modalities)}")
+        if len({len(block.values) for block in self.blocks}) > 1:
+            lengths = ", ".join(f"{block.modality} {len(block.values)}" for block in self.blocks)
+            raise ValueError(f"all modalities must have the same rows, given {lengths}")
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Names of the blocks, in order."""
+        return tuple(block.modality for block in self.blocks)
+
+    @property
+    def n_videos(self) -> int:
+        """Number of rows."""
+        return len(self.blocks[0].values)
+
+    @property
+    def present(self) -> Bool[np.ndarray, "modality video"]:
+        """Where each modality is present."""
+        return np.stack([block.present for block in self.blocks])
+
+    def block(self, modality: str) -> Block:
+        """The block of a modality; raises ValueError where there is none."""
+        if modality not in self.modalities:
+            raise ValueError(f"the inputs have no {modality}, only {', '.join(self.modalities)}")
+        return self.blocks[self.modalities.index(modality)]
+
+    def take(self, rows: Int64[np.ndarray, " row"]) -> "Inputs":
+        """The inputs of these rows, in this order."""
+        return Inputs(tuple(block.take(rows) for block in self.blocks))
+
+
+def row_chunks(n_rows: int) -> Iterator[slice]:
+    """Slices of at most `CHUNK_ROWS` rows that cover all rows in order."""
+    for start in range(0, n_rows, CHUNK_ROWS):
+        yield slice(start, min(start + CHUNK_ROWS, n_rows))
+
+
+def quantile_knots(amounts: Float32[np.ndarray, " video"]) -> Float32[np.ndarray, " knot"]:
+    """Up to `N_KNOTS` increasing knots with about as many training rows between any two of them.
+
+    >>> quantile_knots(np.array([2, 2, 2, 2, 5], dtype=np.float32))[[0, -1]]
+    array([2., 5.], dtype=float32)
+    """
+    return np.unique(np.quantile(amounts, np.linspace(0, 1, N_KNOTS)).astype(np.float32))
+
+
+def hat_basis(
+    amounts: Float32[np.ndarray, " video"], knots: Float32[np.ndarray, " knot"]
+) -> Float32[np.ndarray, "video knot"]:
+    """Weights that interpolate linearly between increasing knots; each row sums to 1.
+
+    Times a table with one embedding per knot they are an embedding layer for numbers. Beyond the outermost knots
+    the nearest one counts alone: videos to be predicted are often newer than every training row, and a line or a
+    free network drawn on into years it never saw is worth less than the value at the edge.
+
+    >>> hat_basis(np.array([-9, 1, 3], dtype=np.float32), np.array([0, 2, 4], dtype=np.float32))
+    array([[1. , 0. , 0. ],
+           [0.5, 0.5, 0. ],
+           [0. , 0.5, 0.5]], dtype=float32)
+    """
+    hats = [np.interp(amounts, knots, unit) for unit in np.eye(len(knots))]
+    return np.stack(hats, axis=1).astype(np.float32)
