@@ -1,0 +1,184 @@
+"""The command line: parses options, calls one stage, prints what it did.
+
+The options of a command are the fields of its configuration (`pipeline.config`), so flags, `vp.toml` and defaults
+cannot disagree. Stages are imported inside commands: `vp --help` loads neither torch nor pandas.
+"""
+
+import inspect
+import os
+import signal
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.config import CONFIG_OF, DemoConfig, ExtractConfig, ScoreConfig, SubmitConfig, TrainHeadsConfig
+from pipeline.console import Console
+from pipeline.errors import EXPECTED_ERRORS, exit_code
+from pipeline.outcome import Outcome
+from pipeline.settings import Option, load, options_of
+
+SIGINT_EXIT, SIGTERM_EXIT = 130, 143
+
+app = typer.Typer(
+    name="vp",
+    help=(
+        "Predict how many views a YouTube video gets, from its thumbnail, title, description and age. "
+        "The usual order: extract, train-heads, submit. Try `vp demo` first."
+    ),
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+)
+
+Stage = Callable[[Any, Console], Outcome]
+
+
+def command(config_class: type) -> Callable[[Stage], Stage]:
+    """Register a stage as the command whose options are the fields of `config_class`."""
+    name = next(name for name, known in CONFIG_OF.items() if known is config_class)
+
+    def register(stage: Stage) -> Stage:
+        @wraps(stage)
+        def run(config_file: Path | None, json: bool, quiet: bool, **given: Any) -> None:
+            values = {key: value for key, value in given.items() if value not in (None, [])}
+            console = Console(quiet=quiet)
+            raise typer.Exit(_run(stage, lambda: load(config_class, name, values, config_file), console, json=json))
+
+        parameters = [_parameter(option) for option in options_of(config_class) if not option.only_in_file]
+        vars(run)["__signature__"] = inspect.Signature([*parameters, *_COMMON])
+        app.command(name)(run)
+        return stage
+
+    return register
+
+
+def _parameter(option: Option) -> inspect.Parameter:
+    """A field as a typer option; the value stays text here, because `pipeline.settings` parses it."""
+    flag = f"--{option.key}"
+    text = f"{option.help} [{option.shown_default}]" if option.shown_default else option.help
+    kind: Any
+    if option.type is bool:
+        kind, declaration = bool | None, typer.Option(f"{flag}/--no-{option.key}", help=text, show_default=False)
+    else:
+        kind = list[str] | None if option.repeatable else str | None
+        declaration = typer.Option(flag, help=text, metavar=option.shown_type, show_default=False)
+    annotation = Annotated[kind, declaration]
+    return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+_COMMON = [
+    inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, declaration])
+    for name, kind, default, declaration in (
+        ("config_file", Path | None, None, typer.Option("--config", help="read this file instead of vp.toml")),
+        ("json", bool, False, typer.Option("--json", help="end with one JSON object on stdout")),
+        ("quiet", bool, False, typer.Option("--quiet", help="no progress, only warnings and results")),
+    )
+]
+
+
+class Terminated(BaseException):
+    """SIGTERM or SIGHUP arrived; not an Exception, so that no handler below takes it for a failure."""
+
+
+def _run(stage: Stage, configure: Callable[[], Any], console: Console, *, json: bool) -> int:
+    """Run one stage to its exit code; a user's mistake is one message, a bug keeps its traceback."""
+    _turn_signals_into_exceptions()
+    try:
+        outcome = stage(configure(), console)
+    except EXPECTED_ERRORS as error:
+        console.end()
+        return _report_failure(error, {}, console, json=json)
+    except (KeyboardInterrupt, Terminated) as signalled:
+        console.end()
+        console.error("stopped; whatever was finished is kept: run the same command again to go on")
+        return SIGINT_EXIT if isinstance(signalled, KeyboardInterrupt) else SIGTERM_EXIT
+    except BrokenPipeError:
+        _close_stdout()
+        return 0
+    return _report(outcome, console, json=json)
+
+
+def _report(outcome: Outcome, console: Console, *, json: bool) -> int:
+    try:
+        console.data(outcome.summary)
+        if outcome.error is not None:
+            return _report_failure(outcome.error, outcome.facts, console, json=json)
+        if outcome.next_command:
+            console.note(f"next: {outcome.next_command}")
+        if json:
+            console.json(outcome.facts)
+    except BrokenPipeError:  # `vp ... | head`: the work is done and kept
+        _close_stdout()
+    return 0
+
+
+def _report_failure(error: Exception, facts: Any, console: Console, *, json: bool) -> int:
+    code = exit_code(error)
+    console.error(str(error))
+    if json:
+        console.json({**facts, "error": str(error), "exit_code": code})
+    return code
+
+
+def _turn_signals_into_exceptions() -> None:
+    def stop(number: int, _frame: object) -> None:
+        signal.signal(number, signal.SIG_DFL)  # a second signal ends the process at once
+        raise Terminated
+
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), stop)
+
+
+def _close_stdout() -> None:
+    """Nobody reads any more; without this the interpreter complains when it flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@command(ExtractConfig)
+def extract(config: ExtractConfig, console: Console) -> Outcome:
+    """Run the frozen encoder once over all thumbnails and texts; a second run does only what is missing."""
+    from pipeline.extract import extract as stage
+
+    return stage(config, console)
+
+
+@command(TrainHeadsConfig)
+def train_heads(config: TrainHeadsConfig, console: Console) -> Outcome:
+    """Train one head per modality on every fold, from the cached embeddings."""
+    from pipeline.train_heads import train_heads as stage
+
+    return stage(config, console)
+
+
+@command(SubmitConfig)
+def submit(config: SubmitConfig, console: Console) -> Outcome:
+    """Combine the members of a run into a submission for test.csv."""
+    from pipeline.submit import submit as stage
+
+    return stage(config, console)
+
+
+@command(ScoreConfig)
+def score(config: ScoreConfig, console: Console) -> Outcome:
+    """Score a submission against true views."""
+    from pipeline.score import score as stage
+
+    return stage(config, console)
+
+
+@command(DemoConfig)
+def demo(config: DemoConfig, console: Console) -> Outcome:
+    """Draw a small dataset, run extract, train-heads and submit on it; offline, in about a minute."""
+    from pipeline.demo import demo as stage
+
+    return stage(config, console)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,118 @@
+"""The terminal: progress and messages on stderr, data on stdout; no animation where nobody watches."""
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+WINDOW_SECONDS = 5.0
+
+
+class Console:
+    """What stages report to; satisfies `features.progress.Progress`."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._err = RichConsole(stderr=True, highlight=False, soft_wrap=True)
+        self._quiet = quiet
+        self._bars: Progress | None = None
+        self._work: _Work | None = None
+
+    def begin(self, label: str, total: int, unit: str) -> None:
+        """Work on `total` units starts."""
+        self._work = _Work(label, total, unit)
+        if self._err.is_terminal and not self._quiet:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bars = Progress(*columns, TextColumn("{task.fields[facts]}"), console=self._err, transient=True)
+            self._bars.add_task(_plain(label), total=total, facts="")
+            self._bars.start()
+
+    def advance(self, units: int, *, bad: int = 0, bottleneck: str = "") -> None:
+        """Some more units are done."""
+        work = self._work
+        if work is None:
+            return
+        due = work.advance(units, bad)
+        if self._bars is not None:
+            self._bars.update(self._bars.task_ids[0], completed=work.done, facts=work.facts(bottleneck))
+        elif due and not self._quiet:
+            self._line(f"{work.label}: {work.done}/{work.total} {work.unit}, {work.facts(bottleneck)}, {work.eta()}")
+
+    def end(self) -> None:
+        """The work is done, or has failed."""
+        if self._bars is not None:
+            self._bars.stop()
+        self._bars = self._work = None
+
+    def note(self, text: str) -> None:
+        """A fact worth a line."""
+        if not self._quiet:
+            self._line(text)
+
+    def warn(self, text: str) -> None:
+        """Something to look at; also shown when quiet."""
+        self._line(f"warning: {text}")
+
+    def error(self, text: str) -> None:
+        """Why the command ends."""
+        self._line(f"error: {text}")
+
+    def data(self, lines: Sequence[str]) -> None:
+        """Results, on stdout."""
+        for line in lines:
+            sys.stdout.write(_plain(line) + "\n")
+        sys.stdout.flush()
+
+    def json(self, facts: Mapping[str, Any]) -> None:
+        """One JSON object, on one line of stdout."""
+        sys.stdout.write(json.dumps(facts, ensure_ascii=False, default=str) + "\n")
+        sys.stdout.flush()
+
+    def _line(self, text: str) -> None:
+        self._err.print(_plain(text), markup=False)
+
+
+class _Work:
+    """How far a piece of work is, and how fast."""
+
+    def __init__(self, label: str, total: int, unit: str) -> None:
+        self.label, self.total, self.unit = label, total, unit
+        self.done = self.bad = 0
+        self._start = time.monotonic()
+        self._recent = [(self._start, 0)]
+        self._tenths_told = 0
+
+    def advance(self, units: int, bad: int) -> bool:
+        """Count; returns whether another tenth of the work is done."""
+        self.done += units
+        self.bad += bad
+        now = time.monotonic()
+        self._recent = [point for point in self._recent if now - point[0] <= WINDOW_SECONDS] or self._recent[-1:]
+        self._recent.append((now, self.done))
+        tenths = 10 * self.done // max(self.total, 1)
+        told, self._tenths_told = self._tenths_told, tenths
+        return tenths > told
+
+    def facts(self, bottleneck: str) -> str:
+        (then, done_then), (now, done) = self._recent[0], self._recent[-1]
+        recent = (done - done_then) / max(now - then, 1e-9)
+        parts = [f"{recent:.1f}/s (mean {self._mean():.1f}/s)"]
+        parts += [f"{self.bad} bad"] if self.bad else []
+        parts += [f"most time in: {bottleneck}"] if bottleneck else []
+        return ", ".join(parts)
+
+    def eta(self) -> str:
+        seconds = round((self.total - self.done) / max(self._mean(), 1e-9))
+        minutes, seconds = divmod(seconds, 60)
+        return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d} left"
+
+    def _mean(self) -> float:
+        return self.done / max(time.monotonic() - self._start, 1e-9)
+
+
+def _plain(text: str) -> str:
+    """One line without control characters: titles and ids come from outside."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

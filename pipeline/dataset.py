@@ -1,0 +1,60 @@
+"""The two tables of a dataset, read together, and what they offer."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from features.config import DatasetConfig
+from features.errors import DataError
+from features.progress import Progress
+from features.videos import VideoTable, check_overlap, has_split, read_videos
+
+TRAIN, TEST = "train_val", "test"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Training videos, and the videos to predict if there are any."""
+
+    train: VideoTable
+    test: VideoTable | None
+
+    @property
+    def tables(self) -> list[VideoTable]:
+        """The splits that are there."""
+        return [self.train] if self.test is None else [self.train, self.test]
+
+    @property
+    def encodable(self) -> list[str]:
+        """The modalities that an encoder can read here."""
+        image = ["image"] if any(table.thumbnails is not None for table in self.tables) else []
+        return image + (["text"] if self.train.has_text else [])
+
+    def newest(self) -> np.datetime64:
+        """The newest date of all videos: ages count from there, never from the clock of the machine."""
+        dates = [table.newest() for table in self.tables]
+        known = [date for date in dates if not np.isnat(date)]
+        return max(known) if known else np.datetime64("NaT", "s")
+
+
+def read_dataset(config: DatasetConfig, progress: Progress, *, non_negative: bool = True) -> Dataset:
+    """Read and check train_val.csv and, if it is there, test.csv; what was repaired or dropped is told."""
+    train = read_videos(config, TRAIN, target_must_be_non_negative=non_negative)
+    test = read_videos(config, TEST) if has_split(config, TEST) else None
+    dataset = Dataset(train, test)
+    for table in dataset.tables:
+        for what, count in table.counts.items():
+            if count:
+                progress.warn(f"{table.path}: {what.replace('_', ' ')}: {count}")
+    if test is None:
+        progress.note(f"no {TEST}.csv in {config.data}: training videos only")
+    elif overlap := check_overlap(train, test, forbid=config.forbid_overlap):
+        progress.warn(f"{overlap} ids are both in {train.path.name} and {test.path.name}: scores will flatter")
+    return dataset
+
+
+def require_test(dataset: Dataset, config: DatasetConfig) -> VideoTable:
+    """The videos to predict."""
+    if dataset.test is None:
+        raise DataError(f"a submission predicts the videos of {config.data / 'test.csv'}, which is not there")
+    return dataset.test

@@ -1,0 +1,42 @@
+"""What a command has done: the same shape for every command, so that the command line only prints it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The result of one command.
+
+    summary
+        Lines for people, on stdout.
+    facts
+        The same as one JSON object (`--json`).
+    next_command
+        What a user would type next.
+    error
+        Why the command fails although its work is done and kept.
+    """
+
+    summary: Sequence[str]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    next_command: str = ""
+    error: Exception | None = None
+
+
+def table(rows: Sequence[Sequence[object]]) -> list[str]:
+    """Align cells in columns: the first to the left, the others to the right.
+
+    >>> table([["rows", 540], ["bad", 3]])
+    ['rows  540', 'bad     3']
+    """
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in cells
+    ]

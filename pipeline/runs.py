@@ -1,0 +1,185 @@
+"""A run is one folder, built aside and swapped in whole: a reader sees the old run or the new one.
+
+    <name>/                 the run
+    .<name>.building/       a run being made; worthless until it holds run.json, which is written last
+    .<name>.replaced/       the old run, for the moment between two renames
+
+A crash between the two renames leaves no `<name>/` but a whole `.<name>.building/`: the next command finishes the swap.
+"""
+
+import contextlib
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from features import durable
+from features.errors import CacheError, UsageError
+from features.lock import writer_lock
+from pipeline.checkpoint import Checkpoint, read_checkpoint
+
+FORMAT = "vp-run"
+SCHEMA = 1
+RECORD = "run.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run and what its run.json says."""
+
+    folder: Path
+    record: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The name of the run, which is the name of its folder."""
+        return self.folder.name
+
+    @property
+    def n_folds(self) -> int:
+        """Number of members."""
+        return int(self.record["folds"]["n"])
+
+    @property
+    def modalities(self) -> list[str]:
+        """What the heads read, in their order."""
+        return list(self.record["modalities"])
+
+    @property
+    def checkpoint_digests(self) -> dict[str, str]:
+        """SHA-256 (hex) of each member's file."""
+        files = self.record["files"]
+        return {name: files[name] for name in files if name.startswith("checkpoints/")}
+
+    def checkpoint_path(self, fold: int, moment: str) -> Path:
+        """Where a member is kept; `moment` is best or final."""
+        return checkpoint_path(self.folder, self.name, fold, moment)
+
+    def checkpoint(self, fold: int, moment: str) -> Checkpoint:
+        """One member, its bytes checked against run.json."""
+        relative = self.checkpoint_path(fold, moment).relative_to(self.folder)
+        return read_checkpoint(self.verified(relative.as_posix()))
+
+    def read_json(self, file_name: str) -> Any:
+        """One of the run's JSON files, checked."""
+        return json.loads(self.verified(file_name).read_text(encoding="utf-8"))
+
+    def verified(self, file_name: str) -> Path:
+        """The path of one of the run's files, after its bytes were compared with what run.json says."""
+        path = self.folder / file_name
+        expected = self.record["files"].get(file_name)
+        found = _sha256(path) if path.is_file() else None
+        if expected is None or found != expected:
+            what = "is missing" if found is None else "is not the file that the run was saved with"
+            raise CacheError(f"{path} {what}: run `vp train-heads --name {self.name}` again")
+        return path
+
+
+def checkpoint_path(folder: Path, name: str, fold: int, moment: str) -> Path:
+    """Where a run's folder keeps a member."""
+    return folder / "checkpoints" / f"{name}_fold{fold}_{moment}.safetensors"
+
+
+def open_run(folder: Path) -> Run:
+    """Open a finished run, finishing a swap that a crash interrupted.
+
+    Raises
+    ------
+    CacheError
+        There is no such run, or run.json is damaged or of another version.
+    """
+    if not (folder / RECORD).is_file() and (_building(folder) / RECORD).is_file():
+        with writer_lock(_lock(folder)):
+            _recover(folder)
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        written_by = (record["format"], record["schema"])
+    except FileNotFoundError:
+        raise CacheError(f"no run in {folder}: run `vp train-heads --name {folder.name}`") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CacheError(f"{folder / RECORD} is damaged ({error}): run `vp train-heads` again") from error
+    if written_by != (FORMAT, SCHEMA):
+        raise CacheError(f"{folder / RECORD} has format {written_by}, this vp reads {FORMAT} {SCHEMA}: train again")
+    return Run(folder, record)
+
+
+def only_run(runs: Path) -> str:
+    """The name of the only run there is, for commands that were not told one."""
+    folders = {path.name for path in runs.glob("*") if not path.name.startswith(".") and (path / RECORD).is_file()}
+    interrupted = {path.parent.name[1 : -len(".building")] for path in runs.glob(f".*.building/{RECORD}")}
+    names = sorted(folders | interrupted)
+    if not names:
+        raise CacheError(f"no run in {runs}: run `vp train-heads` first")
+    if len(names) > 1:
+        raise UsageError(f"several runs in {runs}: choose with --run, one of {', '.join(names)}")
+    return names[0]
+
+
+@contextlib.contextmanager
+def building(folder: Path) -> Iterator[Path]:
+    """A folder to build a run in; on success it takes the place of `folder`, after an error nothing has changed.
+
+    The block must end by calling `seal` on the folder it was given.
+    """
+    with writer_lock(_lock(folder)):
+        _recover(folder)
+        aside = _building(folder)
+        _remove_tree(aside)
+        aside.mkdir(parents=True)
+        try:
+            yield aside
+            _swap_in(folder)
+        finally:
+            if not (aside / RECORD).is_file():
+                _remove_tree(aside)
+
+
+def seal(aside: Path, record: Mapping[str, Any]) -> None:
+    """Write run.json, last, with the digest of every other file of the run."""
+    files = {path.relative_to(aside).as_posix(): _sha256(path) for path in sorted(aside.rglob("*")) if path.is_file()}
+    document = {"format": FORMAT, "schema": SCHEMA, **record, "files": files}
+    durable.publish(aside / RECORD, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+
+
+def _swap_in(folder: Path) -> None:
+    if folder.exists():
+        _remove_tree(_replaced(folder))
+        durable.move(folder, _replaced(folder))
+    durable.move(_building(folder), folder)
+    _remove_tree(_replaced(folder))
+
+
+def _recover(folder: Path) -> None:
+    """Finish a swap that a crash interrupted; a run that was not sealed is not one."""
+    if (_building(folder) / RECORD).is_file():
+        _swap_in(folder)
+    elif not folder.exists() and _replaced(folder).exists():
+        durable.move(_replaced(folder), folder)
+    _remove_tree(_replaced(folder))
+
+
+def _remove_tree(folder: Path) -> None:
+    if folder.exists():
+        try:
+            shutil.rmtree(folder)
+        except OSError as error:
+            raise durable.storage_error(folder, error) from error
+
+
+def _building(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.building")
+
+
+def _replaced(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.replaced")
+
+
+def _lock(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.lock")
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

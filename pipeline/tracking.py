@@ -1,0 +1,92 @@
+"""The record of a training: one JSON line per fold and epoch, always; the same to Weights & Biases if asked for.
+
+The mode is decided before the start and never falls back: a second start in offline mode after a failed online one
+hangs (wandb issues 8003, 9865). A tracking failure never costs a result: it is told, and the training goes on.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from features.progress import Progress
+from heads.training import EpochRecord
+
+PROJECT = "vp"
+
+
+class RunLog:
+    """Writes records under the keys `fold_0/weights/image`, `fold_0/val/msle`, `ensemble/...`."""
+
+    def __init__(self, lines: IO[str], wandb_run: Any, progress: Progress) -> None:
+        self._lines, self._wandb, self._progress = lines, wandb_run, progress
+
+    def epoch(self, record: EpochRecord) -> None:
+        """One fold after one epoch."""
+        fold = f"fold_{record.fold}"
+        values: dict[str, Any] = {
+            "epoch": record.epoch,
+            f"{fold}/train/loss_epoch": record.train_loss,
+            f"{fold}/val/loss_epoch": record.val_loss,
+            f"{fold}/val/msle": record.msle,
+            f"{fold}/val/mae": record.mae,
+            f"{fold}/val/rmse": record.rmse,
+            f"{fold}/learning_rate": record.learning_rate,
+        }
+        values |= {f"{fold}/weights/{modality}": weight for modality, weight in record.weights.items()}
+        values |= {f"{fold}/raw_weights/{modality}": weight for modality, weight in record.raw_weights.items()}
+        self._write(values)
+
+    def result(self, values: Mapping[str, Any]) -> None:
+        """What a fold or the whole run ended with."""
+        self._write(values)
+        if self._wandb is not None:
+            self._guarded(lambda: self._wandb.summary.update(dict(values)))
+
+    def _write(self, values: Mapping[str, Any]) -> None:
+        self._lines.write(json.dumps(values) + "\n")
+        self._lines.flush()
+        if self._wandb is not None:
+            self._guarded(lambda: self._wandb.log(dict(values)))
+
+    def _guarded(self, call: Any) -> None:
+        try:
+            call()
+        except Exception as error:  # noqa: BLE001 - whatever wandb raises must not cost the training
+            self._progress.warn(f"Weights & Biases failed ({error}); {PROJECT} goes on without it")
+            self._wandb = None
+
+
+@contextlib.contextmanager
+def run_log(
+    file: Path, *, mode: str, name: str, folder: Path, config: Mapping[str, Any], progress: Progress
+) -> Iterator[RunLog]:
+    """Open the record of a training; `folder` is where wandb keeps its own files."""
+    wandb_run = None if mode == "disabled" else _start_wandb(mode, name, folder, config, progress)
+    failed = True
+    try:
+        with file.open("w", encoding="utf-8") as lines:
+            yield RunLog(lines, wandb_run, progress)
+        failed = False
+    finally:
+        if wandb_run is not None:
+            with contextlib.suppress(Exception):  # the result is on disk; wandb has told what it could
+                wandb_run.finish(exit_code=int(failed))
+
+
+def _start_wandb(mode: str, name: str, folder: Path, config: Mapping[str, Any], progress: Progress) -> Any:
+    try:
+        import wandb  # noqa: PLC0415 - heavy, and only needed when asked for
+    except ImportError:
+        progress.warn("wandb is not installed (pip install wandb): metrics.jsonl is written all the same")
+        return None
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        run = wandb.init(project=PROJECT, name=name, mode=mode, dir=folder, config=dict(config))  # type: ignore[arg-type]
+        run.define_metric("epoch")
+        run.define_metric("fold_*", step_metric="epoch")
+    except Exception as error:  # noqa: BLE001 - no network, no key, no disk: training matters more
+        progress.warn(f"Weights & Biases did not start ({error}): metrics.jsonl is written all the same")
+        return None
+    return run

@@ -1,0 +1,65 @@
+"""Every path that vp writes, in one place. No absolute path is stored, so a work folder can be moved."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from features.errors import CacheError, UsageError
+from features.plan import MANIFEST, NEXT_MANIFEST
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The work folder."""
+
+    root: Path
+
+    @property
+    def models(self) -> Path:
+        """Encoders that vp builds itself."""
+        return self.root / "models"
+
+    @property
+    def embeddings(self) -> Path:
+        """All caches, one folder per encoder."""
+        return self.root / "embeddings"
+
+    @property
+    def runs(self) -> Path:
+        """All runs, one folder each."""
+        return self.root / "runs"
+
+    def cache(self, tag: str, split: str) -> Path:
+        """The cache of one encoder over one split."""
+        return self.embeddings / tag / split
+
+    def run(self, name: str) -> Path:
+        """The folder of one run."""
+        if not _NAME.fullmatch(name):
+            raise UsageError(f"a run's name is made of letters, digits, '.', '_' and '-', up to 64, not {name!r}")
+        return self.runs / name
+
+    def submission(self, name: str, method: str) -> Path:
+        """The submission made from one run (or several, joined by '+')."""
+        return self.root / "submissions" / f"{name}_ensemble_{method}.csv"
+
+    def cache_tags(self) -> list[str]:
+        """The encoders that have a cache of the training videos, finished or not."""
+        if not self.embeddings.is_dir():
+            return []
+        folders = sorted(path for path in self.embeddings.iterdir() if path.is_dir())
+        return [path.name for path in folders if any((path / "train_val" / name).exists() for name in _MANIFESTS)]
+
+    def only_cache(self) -> str:
+        """The one encoder there is a cache of."""
+        tags = self.cache_tags()
+        if not tags:
+            raise CacheError(f"no embeddings in {self.embeddings}: run `vp extract` first")
+        if len(tags) > 1:
+            raise UsageError(f"several caches in {self.embeddings}: choose with --model, one of {', '.join(tags)}")
+        return tags[0]
+
+
+_MANIFESTS = (MANIFEST, NEXT_MANIFEST)

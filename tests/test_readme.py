@@ -1,0 +1,48 @@
+"""The README is true: commands, options and the tree of files."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import CONFIG_OF
+from pipeline.settings import options_of
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+FLOORS = ("features", "heads", "pipeline")
+
+
+@pytest.mark.parametrize("name", CONFIG_OF)
+def test_every_command_is_described(name):
+    assert f"`vp {name}`" in README
+
+
+@pytest.mark.parametrize("name", CONFIG_OF)
+def test_every_option_of_a_command_is_described(name):
+    flags = {f"--{option.key}" for option in options_of(CONFIG_OF[name]) if not option.only_in_file}
+    assert flags <= set(re.findall(r"--[a-z][a-z0-9-]+", README))
+
+
+def test_the_readme_invents_no_option():
+    known = {f"--{option.key}" for config in CONFIG_OF.values() for option in options_of(config)}
+    elsewhere = {"--config", "--json", "--quiet"}
+    assert set(re.findall(r"--[a-z][a-z0-9-]+", README)) <= known | elsewhere
+
+
+def test_the_tree_names_just_the_files_that_are_there():
+    tree = README.partition("## The source")[2].split("```")[1]
+    for floor in FLOORS:
+        block = re.search(rf"^{floor}/.*?(?=^\S|\Z)", tree, re.MULTILINE | re.DOTALL).group()
+        files = {path.name for path in (ROOT / floor).glob("*.py")} - {"__init__.py"}
+        assert set(re.findall(r"\w+\.py", block)) == files
+
+
+def test_the_short_names_in_the_readme_exist():
+    from features.encoders import SHORT_NAMES
+
+    assert set(re.findall(r"ViT-[BL]-\d+(?:-\d+)?", README)) <= set(SHORT_NAMES)
+
+
+def test_the_readme_is_short_enough_to_be_read():
+    assert 150 <= len(README.splitlines()) <= 250
