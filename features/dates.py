@@ -143,6 +143,23 @@ def newest(published: Shaped[np.ndarray, " video"], year: Int32[np.ndarray, " vi
     return np.datetime64(known.max() if len(known) else "NaT", "s")
 
 
+def calendar_columns(published: Shaped[np.ndarray, " video"]) -> Float64[np.ndarray, "video 6"]:
+    """Where in the year, the week and the day each video was published, as cosine and sine; NaN where unknown.
+
+    Places on a circle, so that December is next to January. A date without a time counts as midnight in UTC.
+
+    >>> calendar_columns(np.array(["2024-01-01T06:00:00"], dtype="datetime64[s]")).round(1)[0, [0, 4, 5]]
+    array([1., 0., 1.])
+    """
+    days = published.astype("datetime64[D]")
+    of_year = (days - published.astype("datetime64[Y]").astype("datetime64[D]")) / np.timedelta64(1, "D") / 365.25
+    of_week = ((days - np.datetime64("1970-01-05", "D")) / np.timedelta64(1, "D") % 7) / 7
+    of_day = (published - days.astype("datetime64[s]")) / np.timedelta64(86_400, "s")
+    angles = 2 * np.pi * np.stack([of_year, of_week, of_day])
+    columns = np.stack([np.cos(angles), np.sin(angles)], axis=1).reshape(6, -1).T
+    return np.where(np.isnat(published)[:, None], np.nan, columns)
+
+
 def calendar_year(
     published: Shaped[np.ndarray, " video"], year: Int64[np.ndarray, " video"]
 ) -> Int32[np.ndarray, " video"]:

@@ -54,7 +54,7 @@ def publish(path: Path, data: bytes | str) -> None:
     raw = data.encode("utf-8") if isinstance(data, str) else data
     temporary = path.with_name(f".tmp-{_HOST}-{os.getpid()}-{uuid.uuid4().hex}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         _write_synced(temporary, raw)
         calls.replace(temporary, path)
         sync_folder(path.parent)
@@ -68,7 +68,7 @@ def publish(path: Path, data: bytes | str) -> None:
 def move(source: Path, target: Path) -> None:
     """Rename a file or folder durably; `target` must not be a folder that holds files."""
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         calls.replace(source, target)
         sync_folder(target.parent)
     except OSError as error:
@@ -82,6 +82,15 @@ def remove(path: Path) -> None:
         sync_folder(path.parent)
     except OSError as error:
         raise storage_error(path, error) from error
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, durably: each new name is flushed in the folder that holds it."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    sync_folder(folder.parent)
 
 
 def sync_folder(folder: Path) -> None:
@@ -139,7 +148,7 @@ def _is_alive(pid: int) -> bool:
         return True
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):  # no process has a number that large
         return False
     except PermissionError:
         return True

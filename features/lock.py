@@ -35,11 +35,19 @@ def writer_lock(path: Path, *, wait_seconds: float = 0.0) -> Iterator[None]:
     except OSError as error:
         raise durable.storage_error(path, error) from error
     try:
-        holder.write_text(json.dumps(_ourselves()), encoding="utf-8")
+        _tell(holder)
         yield
     finally:
-        holder.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the lock counts; what is left of this file only names a past holder
+            holder.unlink(missing_ok=True)
         lock.release()
+
+
+def _tell(holder: Path) -> None:
+    try:
+        holder.write_text(json.dumps(_ourselves()), encoding="utf-8")
+    except OSError as error:
+        raise durable.storage_error(holder, error) from error
 
 
 def _ourselves() -> dict[str, str | int]:

@@ -121,7 +121,7 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str 
         mine, other = ours.get(name), theirs.get(name)
         if isinstance(mine, Mapping) and isinstance(other, Mapping):
             found += differences(mine, other, f"{prefix}{name}.")
-        elif mine != other:
+        elif (name in ours) != (name in theirs) or digest(mine) != digest(other):
             found.append(f"{prefix}{name}: {mine!r} here, {other!r} there")
     return found
 
@@ -145,7 +145,7 @@ def read_plan(path: Path) -> CachePlan | None:
         document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CacheError(f"{path} is not readable as a manifest ({error}): {_REBUILD}") from error
     return _parsed(document, path)
 
@@ -165,10 +165,25 @@ def _parsed(document: Any, path: Path) -> CachePlan:
         fields["shards"] = tuple(PlannedShard(**shard) for shard in fields["shards"])
         fields["superseded"] = tuple(fields["superseded"])
         plan = CachePlan(**fields)
+        _check_types(plan, document)
         _check(plan)
     except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise CacheError(f"{path} is not a whole manifest ({error}): {_REBUILD}") from error
     return plan
+
+
+def _check_types(plan: CachePlan, document: Mapping[str, Any]) -> None:
+    """Refuse what a reader would trip over later."""
+    texts = [plan.split, *plan.superseded, *(text for s in plan.shards for text in (s.key, s.stamps, s.file))]
+    numbers = [plan.rows, plan.rows_per_shard, plan.batch_size]
+    right = {
+        "semantic and environment": isinstance(plan.semantic, dict) and isinstance(plan.environment, dict),
+        "rows, rows_per_shard and batch_size": all(type(number) is int and number > 0 for number in numbers),
+        "names": isinstance(document["superseded"], list) and all(isinstance(text, str) for text in texts),
+    }
+    wrong = [what for what, holds in right.items() if not holds]
+    if wrong:
+        raise ValueError(f"of the wrong type: {', '.join(wrong)}")
 
 
 def _check(plan: CachePlan) -> None:

@@ -24,13 +24,16 @@ from jaxtyping import Float16, UInt8
 
 from features import durable
 from features.errors import CacheError
+from features.videos import MAX_ID_CHARACTERS
 
 FORMAT = "vp-shard"
 SCHEMA = 1
 SAFE_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 FILE_NAME = re.compile(r"(?P<kind>[a-z]+)-(?P<index>\d{6,})\.(?P<digest>[0-9a-f]{16})\.h5")
 
-_BYTES_PER_ID = 512  # generous room for ids that are no YouTube ids; only bounds what a reader will load
+_BYTES_PER_ID = 4 * MAX_ID_CHARACTERS + 64  # only bounds what a reader will load
+_FOREIGN = (OSError, KeyError, RuntimeError, ValueError, TypeError, IndexError, AttributeError)
+"""Whatever h5py and numpy raise on a file that is no shard."""
 _DATASETS = {"embedding", "id", "source_digest", "status"}
 
 
@@ -130,7 +133,7 @@ def from_bytes(raw: bytes, name: str) -> Shard:
                 source_digest=_in_place(raw, file["source_digest"]),
                 notes=_notes(attributes),
             )
-    except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:  # whatever h5py raises on a foreign file
+    except _FOREIGN as error:
         raise CacheError(f"shard {name} is not a shard of this version of vp ({error})") from error
 
 
@@ -174,7 +177,8 @@ def _check_layout(dataset: Any, label: str) -> None:
         raise CacheError(f"{label} takes its data from another file")
     if dataset.chunks is not None or dataset.id.get_create_plist().get_nfilters():
         raise CacheError(f"{label} is chunked or filtered; shards are contiguous")
-    if h5py.check_string_dtype(dataset.dtype) is None and dataset.id.get_storage_size() != dataset.nbytes:
+    has_fixed_size = h5py.check_string_dtype(dataset.dtype) is None or dataset.dtype.kind == "S"
+    if has_fixed_size and dataset.id.get_storage_size() != dataset.nbytes:
         raise CacheError(f"{label} declares {dataset.nbytes:,} bytes and stores {dataset.id.get_storage_size():,}")
 
 

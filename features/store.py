@@ -24,6 +24,7 @@ class Embeddings:
     ids: list[str]
     vectors: Float16[np.ndarray, "row dim"]
     status: UInt8[np.ndarray, " row"]
+    source_digest: UInt8[np.ndarray, "row 16"]  # of the thumbnail's bytes or of the text; zeros where there is none
 
     @property
     def present(self) -> Bool[np.ndarray, " row"]:
@@ -48,7 +49,7 @@ class Embeddings:
                 "the dataset has changed since; run `vp extract` again"
             )
         rows: Int[np.ndarray, " row"] = np.array([row_of[id_] for id_ in ids], dtype=np.int64)
-        return Embeddings(list(ids), self.vectors[rows], self.status[rows])
+        return Embeddings(list(ids), self.vectors[rows], self.status[rows], self.source_digest[rows])
 
 
 @dataclass(frozen=True)
@@ -79,17 +80,19 @@ class EmbeddingStore:
         planned = self.plan.of_kind(kind)
         vectors = np.empty((self.plan.rows, self.plan.dims[kind]), np.float16)
         status = np.empty(self.plan.rows, np.uint8)
+        source_digest = np.empty((self.plan.rows, 16), np.uint8)
         ids: list[list[str]] = [[] for _ in planned]
 
         def load(part: PlannedShard) -> None:
             shard = self.shard(part)
             vectors[part.start : part.stop] = shard.embedding
             status[part.start : part.stop] = shard.status
+            source_digest[part.start : part.stop] = shard.source_digest
             ids[part.index] = list(shard.ids)
 
         with ThreadPoolExecutor(READ_THREADS) as pool:
             list(pool.map(load, planned))
-        return Embeddings([id_ for part in ids for id_ in part], vectors, status)
+        return Embeddings([id_ for part in ids for id_ in part], vectors, status, source_digest)
 
     def shard(self, planned: PlannedShard) -> Shard:
         """One shard, checked against the manifest."""

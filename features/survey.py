@@ -172,6 +172,7 @@ class EarlierVectors:
             if found.kind == kind and found.encoder == plan.encoder and found.name not in keeping
         ]
         self._digests, self._places = self._index()
+        self._numbers = _leading(self._digests)
         self._open: tuple[int, Float16[np.ndarray, "row dim"]] | None = None
 
     def _index(self) -> tuple[UInt8[np.ndarray, "source 16"], Int64[np.ndarray, "source 2"]]:
@@ -187,7 +188,7 @@ class EarlierVectors:
     def find(self, source_digest: bytes) -> Float16[np.ndarray, " dim"] | None:
         """The vector of a source, or None."""
         wanted = np.frombuffer(source_digest, np.uint8)
-        position = int(np.searchsorted(_leading(self._digests), _leading(wanted[None])[0]))
+        position = int(np.searchsorted(self._numbers, _leading(wanted[None])[0]))
         while position < len(self._digests) and (self._digests[position, :8] == wanted[:8]).all():
             if (self._digests[position] == wanted).all():
                 return self._vector(*self._places[position].tolist())

@@ -55,6 +55,18 @@ def joined(title: str, description: str) -> Prompt:
     Prompt(text='ab', repaired=True)
     """
     raw = f"{html.unescape(title)} {html.unescape(description)}"
-    clean = _LONE_SURROGATE.sub("\ufffd", raw).replace("\0", "")
-    text = unicodedata.normalize("NFC", clean).strip()
-    return Prompt(text[:MAX_CHARACTERS].rstrip(), repaired=clean != raw)
+    repaired = _LONE_SURROGATE.search(raw) is not None or "\0" in raw
+    return Prompt(_repaired(raw).strip()[:MAX_CHARACTERS].rstrip(), repaired)
+
+
+def cleaned(text: str) -> str:
+    r"""One text, unescaped and repaired as `joined` does it, whole.
+
+    >>> cleaned("Tom &amp; Jerry\x00")
+    'Tom & Jerry'
+    """
+    return _repaired(html.unescape(text))
+
+
+def _repaired(raw: str) -> str:
+    return unicodedata.normalize("NFC", _LONE_SURROGATE.sub("\ufffd", raw).replace("\0", ""))

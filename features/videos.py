@@ -29,6 +29,7 @@ COLUMNS = ("id", "channel", "title", "description", "date", "year", "views", "th
 THUMBNAIL_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif")
 LISTED = 5  # lines named in one message
 DIGEST_BYTES = 16
+MAX_ID_CHARACTERS = 10_000  # a longer one is a quote that was closed too late
 
 _SAFE_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _INTEGER = re.compile(r"[+-]?\d{1,20}", re.ASCII)
@@ -44,8 +45,13 @@ class VideoText(NamedTuple):
     @property
     def digest(self) -> bytes:
         """The first 16 bytes of SHA-256 over title, NUL, description."""
-        text = f"{self.title}\0{self.description}".encode("utf-8", "surrogatepass")
-        return hashlib.sha256(text).digest()[:DIGEST_BYTES]
+        return _digest(f"{self.title}\0{self.description}")
+
+    @property
+    def title_digest(self) -> bytes:
+        """The first 16 bytes of SHA-256 over the title without blanks around it; zeros where nothing is left."""
+        title = self.title.strip()
+        return _digest(title) if title else bytes(DIGEST_BYTES)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -60,6 +66,7 @@ class VideoTable:
     year: Int32[np.ndarray, " video"]  # of `published`, else as given; 0 where unknown
     channel: list[str]  # "" where unknown
     text_digest: UInt8[np.ndarray, "video 16"]  # `VideoText.digest`
+    title_digest: UInt8[np.ndarray, "video 16"]  # first half of the SHA-256 of the title, zeros where it is blank
     has_text: bool  # some video has a title or a description
     thumbnails: Path | None  # the folder that thumbnails are named in, None if there is none
     counts: Mapping[str, int]  # how many cells or rows were repaired, not believed or dropped, by kind
@@ -258,7 +265,7 @@ class _Rows:
         self.channel: list[str] = []
         self.thumbnail_names: list[str] = []
         self.line, self.second, self.year, self.row_bytes = array("q"), array("q"), array("q"), array("q")
-        self.text_digest = bytearray()
+        self.text_digest, self.title_digest = bytearray(), bytearray()
         self.has_text = False
         self.bad_labels: list[str] = []
         self.counts: Counter[str] = Counter()
@@ -295,6 +302,7 @@ class _Rows:
             year=calendar_year(published, np.array(self.year, np.int64)),
             channel=self.channel,
             text_digest=np.frombuffer(self.text_digest, np.uint8).reshape(-1, DIGEST_BYTES),
+            title_digest=np.frombuffer(self.title_digest, np.uint8).reshape(-1, DIGEST_BYTES),
             has_text=self.has_text,
             thumbnails=folder if has_names or folder.is_dir() else None,
             counts=dict(self.counts),
@@ -308,6 +316,8 @@ class _Rows:
         video_id = row.fields[self.columns["id"]]
         if not video_id.strip():
             fault = "not be blank"
+        elif len(video_id) > MAX_ID_CHARACTERS:
+            fault = f"have at most {MAX_ID_CHARACTERS:,} characters"
         elif "\0" in video_id:
             fault = "hold no NUL character"
         elif _has_surrogates(video_id):
@@ -357,6 +367,7 @@ class _Rows:
 
     def _add_text(self, text: VideoText) -> None:
         self.text_digest += text.digest
+        self.title_digest += text.title_digest
         self.has_text = self.has_text or any(part.strip() for part in text)
         for part in text:
             if "\0" in part:
@@ -379,6 +390,10 @@ class _Rows:
         self.channel.append(sys.intern(channel))  # few channels have many videos
         if "thumbnail" in self.columns:
             self.thumbnail_names.append(_cell(fields, self.columns["thumbnail"]))
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:DIGEST_BYTES]
 
 
 def _has_surrogates(text: str) -> bool:

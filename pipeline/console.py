@@ -1,5 +1,6 @@
 """The terminal: progress and messages on stderr, data on stdout; no animation where nobody watches."""
 
+import io
 import json
 import sys
 import time
@@ -11,22 +12,26 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 WINDOW_SECONDS = 5.0
 
+_FACTS = "{task.fields[facts]}"
+
 
 class Console:
     """What stages report to; satisfies `features.progress.Progress`."""
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self._err = RichConsole(stderr=True, highlight=False, soft_wrap=True)
+        self._err = RichConsole(stderr=True, highlight=False, soft_wrap=True, emoji=False, markup=False)
         self._quiet = quiet
         self._bars: Progress | None = None
         self._work: _Work | None = None
 
     def begin(self, label: str, total: int, unit: str) -> None:
         """Work on `total` units starts."""
+        self.end()
         self._work = _Work(label, total, unit)
-        if self._err.is_terminal and not self._quiet:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self._bars = Progress(*columns, TextColumn("{task.fields[facts]}"), console=self._err, transient=True)
+        if self._err.is_terminal and not self._err.is_dumb_terminal and not self._quiet:
+            label_column, facts_column = (TextColumn(text, markup=False) for text in ("{task.description}", _FACTS))
+            columns = (label_column, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), facts_column)
+            self._bars = Progress(*columns, console=self._err, transient=True)
             self._bars.add_task(_plain(label), total=total, facts="")
             self._bars.start()
 
@@ -68,11 +73,14 @@ class Console:
 
     def json(self, facts: Mapping[str, Any]) -> None:
         """One JSON object, on one line of stdout."""
-        sys.stdout.write(json.dumps(facts, ensure_ascii=False, default=str) + "\n")
+        sys.stdout.write(json.dumps(facts, default=str) + "\n")  # in ASCII, so no terminal obeys what is in it
         sys.stdout.flush()
 
     def _line(self, text: str) -> None:
-        self._err.print(_plain(text), markup=False)
+        try:
+            self._err.print(_plain(text))
+        except BrokenPipeError:  # nobody reads the messages any more; that is no reason to stop working
+            self._err = RichConsole(file=io.StringIO())
 
 
 class _Work:
@@ -92,7 +100,7 @@ class _Work:
         now = time.monotonic()
         self._recent = [point for point in self._recent if now - point[0] <= WINDOW_SECONDS] or self._recent[-1:]
         self._recent.append((now, self.done))
-        tenths = 10 * self.done // max(self.total, 1)
+        tenths = 10 * self.done // self.total if self.total else 0
         told, self._tenths_told = self._tenths_told, tenths
         return tenths > told
 
@@ -105,7 +113,7 @@ class _Work:
         return ", ".join(parts)
 
     def eta(self) -> str:
-        seconds = round((self.total - self.done) / max(self._mean(), 1e-9))
+        seconds = round(max(self.total - self.done, 0) / max(self._mean(), 1e-9))
         minutes, seconds = divmod(seconds, 60)
         return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d} left"
 

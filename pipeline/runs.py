@@ -41,17 +41,17 @@ class Run:
     @property
     def n_folds(self) -> int:
         """Number of members."""
-        return int(self.record["folds"]["n"])
+        return int(self.part("folds")["n"])
 
     @property
     def modalities(self) -> list[str]:
         """What the heads read, in their order."""
-        return list(self.record["modalities"])
+        return list(self.part("modalities"))
 
     @property
     def checkpoint_digests(self) -> dict[str, str]:
         """SHA-256 (hex) of each member's file."""
-        files = self.record["files"]
+        files = self.part("files")
         return {name: files[name] for name in files if name.startswith("checkpoints/")}
 
     def checkpoint_path(self, fold: int, moment: str) -> Path:
@@ -67,10 +67,17 @@ class Run:
         """One of the run's JSON files, checked."""
         return json.loads(self.verified(file_name).read_text(encoding="utf-8"))
 
+    def part(self, name: str) -> Any:
+        """What run.json says under a name that every run has; CacheError if this one does not."""
+        try:
+            return self.record[name]
+        except (KeyError, TypeError):
+            raise CacheError(f"{self.folder / RECORD} lacks {name!r}: run `vp train-heads` again") from None
+
     def verified(self, file_name: str) -> Path:
         """The path of one of the run's files, after its bytes were compared with what run.json says."""
         path = self.folder / file_name
-        expected = self.record["files"].get(file_name)
+        expected = self.part("files").get(file_name)
         found = _sha256(path) if path.is_file() else None
         if expected is None or found != expected:
             what = "is missing" if found is None else "is not the file that the run was saved with"
@@ -99,7 +106,7 @@ def open_run(folder: Path) -> Run:
         written_by = (record["format"], record["schema"])
     except FileNotFoundError:
         raise CacheError(f"no run in {folder}: run `vp train-heads --name {folder.name}`") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CacheError(f"{folder / RECORD} is damaged ({error}): run `vp train-heads` again") from error
     if written_by != (FORMAT, SCHEMA):
         raise CacheError(f"{folder / RECORD} has format {written_by}, this vp reads {FORMAT} {SCHEMA}: train again")
@@ -128,7 +135,7 @@ def building(folder: Path) -> Iterator[Path]:
         _recover(folder)
         aside = _building(folder)
         _remove_tree(aside)
-        aside.mkdir(parents=True)
+        _make_folder(aside)
         try:
             yield aside
             _swap_in(folder)
@@ -159,6 +166,13 @@ def _recover(folder: Path) -> None:
     elif not folder.exists() and _replaced(folder).exists():
         durable.move(_replaced(folder), folder)
     _remove_tree(_replaced(folder))
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise durable.storage_error(folder, error) from error
 
 
 def _remove_tree(folder: Path) -> None:

@@ -12,7 +12,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -119,7 +119,7 @@ def parse(option: Option, value: Any, source: str) -> Any:
     """
     kind = option.type
     if typing.get_origin(kind) in {typing.Union, types.UnionType}:
-        if value in {"auto", None}:
+        if value is None or value == "auto":
             return None
         kind = _without_none(kind)
     if typing.get_origin(kind) is Mapping:
@@ -218,7 +218,7 @@ def _scalar(kind: Any, value: Any, source: str) -> Any:
     }
     try:
         return readers[kind](value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise UsageError(f"{source} takes {words[kind]}, not {value!r}") from None
 
 
@@ -250,6 +250,8 @@ def _path(value: Any) -> Path:
 
 
 def _date(value: Any) -> date:
+    if isinstance(value, datetime):  # TOML's dates with a time; which day they mean depends on where one is
+        raise TypeError
     return value if isinstance(value, date) else date.fromisoformat(value)
 
 

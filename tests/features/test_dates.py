@@ -14,6 +14,7 @@ from features.dates import (
     DateReader,
     Published,
     ages_years,
+    calendar_columns,
     calendar_year,
     newest,
     today_utc,
@@ -161,3 +162,46 @@ def test_no_age_is_negative_at_the_newest(rows):
     known = [moment is not None or year > 0 for moment, year in rows]
     assert (~np.isnan(ages)).tolist() == known
     assert (ages[known] >= 0).all()
+
+
+def calendar(*moments: datetime | None) -> np.ndarray:
+    return calendar_columns(np.array(moments, dtype="datetime64[s]"))
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(moment=st.datetimes(datetime(1890, 1, 1), datetime(2110, 1, 1)))
+def test_places_in_year_week_and_day_are_those_of_datetime(moment):
+    moment = moment.replace(microsecond=0)
+    of_year = (moment.timetuple().tm_yday - 1) / 365.25
+    of_day = (moment.hour * 3600 + moment.minute * 60 + moment.second) / 86_400
+    expected = [
+        circle(2 * np.pi * share) for share in (of_year, moment.weekday() / 7, of_day) for circle in (np.cos, np.sin)
+    ]
+    np.testing.assert_allclose(calendar(moment)[0], expected, atol=1e-9)
+
+
+def test_the_end_of_december_is_as_near_to_january_as_any_day_is_to_the_next():
+    days = calendar(*(datetime(2023, 1, 1) + timedelta(days=day) for day in range(366)))
+    steps = np.linalg.norm(np.diff(days[:, :2], axis=0), axis=1)
+    np.testing.assert_allclose(steps[:-1], steps[0])
+    assert 0 < steps[-1] < 1.3 * steps[0]  # a year is not quite 365.25 days
+
+
+def test_sunday_is_as_near_to_monday_as_any_weekday_is_to_the_next():
+    days = calendar(*(datetime(2024, 5, 6) + timedelta(days=day) for day in range(8)))[:, 2:4]
+    steps = np.linalg.norm(np.diff(days, axis=0), axis=1)
+    np.testing.assert_allclose(steps, steps[0])
+    np.testing.assert_allclose(days[7], days[0], atol=1e-12)
+    assert len(np.unique(days.round(9), axis=0)) == 7
+
+
+def test_the_last_second_of_sunday_is_next_to_midnight_by_the_clock_and_in_another_day_by_the_week():
+    before, after = calendar(datetime(2024, 5, 5, 23, 59, 59), datetime(2024, 5, 6))
+    np.testing.assert_allclose(before[4:], after[4:], atol=1e-4)
+    np.testing.assert_allclose(after[2:4], [1, 0], atol=1e-12)
+    np.testing.assert_allclose(before[2:4], [np.cos(2 * np.pi / 7), -np.sin(2 * np.pi / 7)])
+
+
+def test_an_unknown_date_has_no_place_in_the_calendar():
+    columns = calendar(datetime(2024, 5, 6), None)
+    assert np.isnan(columns).tolist() == [[False] * 6, [True] * 6]

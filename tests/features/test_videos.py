@@ -93,6 +93,19 @@ def test_any_slice_of_the_texts_is_read_back_as_written(tmp_path_factory, rows, 
     assert [digest.tobytes() for digest in videos.text_digest] == slow
 
 
+def test_equal_titles_have_equal_digests_whatever_stands_beside_them_and_blank_ones_zeros(read):
+    titles = ["Vlog", " Vlog\t", "vlog", "", " \t", "Vlog 2", "\ud800"]
+    videos = read("id,title,description,year,views", *(f'v{row},"{t}",d{row},2020,1' for row, t in enumerate(titles)))
+    digests = [digest.tobytes() for digest in videos.title_digest]
+    assert digests[0] == digests[1] == hashlib.sha256(b"Vlog").digest()[:16]
+    assert digests[3] == digests[4] == bytes(16)
+    assert len(set(digests)) == 5
+
+
+def test_without_a_title_column_no_video_has_a_title_digest(read):
+    assert not read("id,description,year,views", "a,d,2020,1", "b,d,2020,1").title_digest.any()
+
+
 def test_a_missing_text_column_is_an_empty_text(read):
     assert read("id,description,year,views", "a,d,2020,1").texts(0, 1) == [("", "d")]
     assert not read("id,title,year,views", "a, ,2020,1").has_text

@@ -1,0 +1,348 @@
+"""Every row gets the vector of its own source, however rows are read ahead, batched, repeated or broken."""
+
+import hashlib
+import threading
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from features import embed
+from features.embed import EncodedRows, ShardEncoder, Stopwatch, read_ahead
+from features.preprocess import Thumbnail
+from features.status import Status
+from features.texts import Prompt
+
+QUICK = settings(
+    deadline=None,
+    derandomize=True,
+    max_examples=60,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],  # the fixtures are classes
+)
+
+
+@pytest.fixture
+def threads_left():
+    """Which threads are there that were not there before."""
+    before = set(threading.enumerate())
+    return lambda: set(threading.enumerate()) - before
+
+
+# Reading ahead
+
+
+@pytest.mark.parametrize(("workers", "ahead"), [(1, 0), (1, 5), (4, 0), (4, 3), (4, 100)])
+def test_items_come_in_the_order_of_their_rows_whoever_is_faster(workers, ahead, threads_left):
+    pause = np.random.default_rng(0).uniform(0, 0.002, 40).tolist()
+
+    def read(row):
+        time.sleep(pause[row])
+        return row * row
+
+    assert list(read_ahead(range(40), read, workers, ahead)) == [row * row for row in range(40)]
+    assert not threads_left()
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 7])
+def test_no_more_rows_are_begun_than_were_asked_for_and_may_be_ahead(ahead):
+    begun = []
+
+    def rows():
+        for row in range(20):
+            begun.append(row)
+            yield row
+
+    feed = read_ahead(rows(), str, 2, ahead)
+    assert not begun
+    for asked in range(1, 21):
+        assert next(feed) == str(asked - 1)
+        assert len(begun) == min(20, asked + ahead)
+
+
+def test_as_many_rows_are_read_at_once_as_there_are_workers():
+    together = threading.Barrier(3, timeout=10)
+
+    def read(row):
+        together.wait()
+        return row
+
+    assert list(read_ahead(range(6), read, 3, 3)) == [0, 1, 2, 3, 4, 5]
+
+
+def test_an_error_arrives_at_its_own_row_and_ends_the_reading(threads_left):
+    begun = []
+
+    def read(row):
+        begun.append(row)
+        if row == 3:
+            raise ValueError("row 3")
+        return row
+
+    feed = read_ahead(range(1_000), read, 2, 4)
+    assert [next(feed) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(ValueError, match="row 3"):
+        next(feed)
+    assert not threads_left()
+    assert max(begun) <= 3 + 4
+
+
+def test_who_stops_listening_stops_the_reading(threads_left):
+    begun, may_end = [], threading.Event()
+    second_began = threading.Event()
+
+    def read(row):
+        begun.append(row)
+        if row == 1:
+            second_began.set()
+            may_end.wait(10)
+        return row
+
+    feed = read_ahead(range(100), read, 1, 10)
+    assert next(feed) == 0
+    assert second_began.wait(10)
+    timer = threading.Timer(0.05, may_end.set)
+    timer.start()
+    feed.close()
+    timer.join()
+    assert begun == [0, 1]
+    assert not threads_left()
+
+
+# Images and texts
+
+SIDE, DIM = 2, 3
+NO_DONOR = type("NoDonor", (), {"find": lambda _, source_digest: None})()
+
+
+def picture(shade: int) -> Thumbnail:
+    """A thumbnail that is different for every shade above 0."""
+    pixels = np.full((3, SIDE, SIDE), shade, np.uint8)
+    pixels[1] = 255 - shade
+    return Thumbnail(pixels, Status.OK, hashlib.sha256(bytes([shade])).digest()[:16])
+
+
+def without_pixels(status: Status) -> Thumbnail:
+    return Thumbnail(None, status, bytes([status]) * 16)
+
+
+@pytest.fixture
+def recorder(fake_encoder):
+    """The fake encoder, which keeps what it was asked to encode."""
+
+    class Recorder(fake_encoder):
+        def __init__(self):
+            super().__init__()
+            self.pictures, self.token_batches = [], []
+
+        def encode_images(self, pixels):
+            self.pictures.append(pixels)
+            return super().encode_images(pixels)
+
+        def encode_tokens(self, tokens, pad_to):
+            self.token_batches.append(tokens)
+            return super().encode_tokens(tokens, pad_to)
+
+        @property
+        def shades(self):
+            return [batch[:, 0, 0, 0].tolist() for batch in self.pictures]
+
+    return Recorder
+
+
+def encode_images(encoder, thumbnails, batch_size, donors=NO_DONOR) -> EncodedRows:
+    return ShardEncoder(encoder, batch_size, Stopwatch()).images(iter(thumbnails), len(thumbnails), DIM, donors)
+
+
+def encode_texts(encoder, texts, batch_size, donors=NO_DONOR) -> EncodedRows:
+    prompts = [text if isinstance(text, Prompt) else Prompt(text, repaired=False) for text in texts]
+    digests = np.array([list(hashlib.sha256(p.text.encode()).digest()[:16]) for p in prompts], np.uint8)
+    return ShardEncoder(encoder, batch_size, Stopwatch()).texts(prompts, digests.reshape(-1, 16), 4, donors)
+
+
+ANY_PICTURES = st.lists(
+    st.integers(1, 6).map(picture) | st.sampled_from([Status.MISSING, Status.TRUNCATED]).map(without_pixels),
+    min_size=1,
+    max_size=14,
+)
+
+
+@QUICK
+@given(thumbnails=ANY_PICTURES, batch_size=st.integers(1, 5))
+def test_a_thumbnail_gets_the_vector_that_it_would_get_alone(recorder, thumbnails, batch_size):
+    encoder = recorder()
+    rows = encode_images(encoder, thumbnails, batch_size)
+    for row, (pixels, status, digest) in enumerate(thumbnails):
+        alone = np.zeros((1, DIM)) if pixels is None else encoder.encode_images(pixels[None])
+        assert np.array_equal(rows.embedding[row], alone[0].astype(np.float16))
+        assert (rows.status[row], rows.source_digest[row].tobytes()) == (status, digest)
+
+
+@QUICK
+@given(texts=st.lists(st.text("ab", max_size=24), min_size=1, max_size=14), batch_size=st.integers(1, 5))
+def test_a_text_gets_the_vector_that_it_would_get_alone(recorder, texts, batch_size):
+    encoder = recorder()
+    rows = encode_texts(encoder, texts, batch_size)
+    for row, text in enumerate(texts):
+        alone = encoder.encode_tokens(encoder.tokenize([text])[0], 24)
+        assert np.array_equal(rows.embedding[row], alone[0].astype(np.float16))
+        assert rows.status[row] == (Status.OK if text else Status.EMPTY_TEXT)
+        assert rows.source_digest[row].tobytes() == hashlib.sha256(text.encode()).digest()[:16]
+
+
+def test_batches_end_with_their_shard_and_are_filled_up_with_black(recorder):
+    encoder = recorder()
+    feed = iter([picture(shade) for shade in range(1, 12)])
+    shards = ShardEncoder(encoder, 4, Stopwatch())
+    for rows in (6, 5):
+        shards.images(feed, rows, DIM, NO_DONOR)
+    assert encoder.shades == [[1, 2, 3, 4], [5, 6, 0, 0], [7, 8, 9, 10], [11, 0, 0, 0]]
+    assert not encoder.pictures[1][2:].any()
+
+
+def test_rows_without_pixels_take_no_place_in_a_batch(recorder):
+    encoder = recorder()
+    encode_images(encoder, [picture(1), without_pixels(Status.MISSING), picture(2), picture(3)], 3)
+    assert encoder.shades == [[1, 2, 3]]
+
+
+def test_a_shard_without_a_single_picture_asks_nothing_of_the_encoder(recorder):
+    encoder = recorder()
+    rows = encode_images(encoder, [without_pixels(Status.MISSING)] * 3, 2)
+    assert encoder.pictures == []
+    assert rows.status.tolist() == [Status.MISSING] * 3
+
+
+def test_equal_files_are_encoded_once_in_a_shard_and_again_in_the_next(recorder):
+    """What another shard holds must not matter, or a resumed cache would differ from an undisturbed one."""
+    encoder = recorder()
+    feed = iter([picture(shade) for shade in (5, 5, 6, 6, 5, 5)])
+    shards = ShardEncoder(encoder, 2, Stopwatch())
+    first, second = (shards.images(feed, 3, DIM, NO_DONOR) for _ in range(2))
+    assert encoder.shades == [[5, 6], [6, 5]]
+    assert np.array_equal(first.embedding[[0, 0, 2]], first.embedding)
+    assert np.array_equal(second.embedding, first.embedding[[2, 0, 0]])
+
+
+def test_equal_texts_are_encoded_once(recorder):
+    encoder = recorder()
+    rows = encode_texts(encoder, ["b", "a", "b", "b", "a"], 2)
+    assert [[ids.tobytes() for ids in batch] for batch in encoder.token_batches] == [
+        [ids.tobytes() for ids in encoder.tokenize(["b", "a"])[0]]
+    ]
+    assert np.array_equal(rows.embedding, rows.embedding[[0, 1, 0, 0, 1]])
+
+
+def test_short_texts_are_batched_with_short_ones_and_each_batch_is_padded_to_the_next_multiple(recorder):
+    encoder = recorder()  # a text of n letters has n + 2 tokens, at most 20
+    encode_texts(
+        encoder, [letter * length for letter, length in zip("abcdefg", [30, 1, 7, 6, 13, 15, 18], strict=True)], 2
+    )
+    lengths = [[len(ids) for ids in batch] for batch in encoder.token_batches]
+    assert lengths == [[3, 8], [9, 15], [17, 20], [20, 20]]
+    assert encoder.pads == [8, 16, 20, 20]
+
+
+def test_an_encoder_that_must_see_all_padding_gets_all_of_it(recorder):
+    encoder = recorder()
+    encoder.trims_text = False
+    encode_texts(encoder, ["a", "b", "c"], 2)
+    assert encoder.pads == [20, 20]
+
+
+@QUICK
+@given(rows=st.integers(1, 12), batch_size=st.integers(1, 5))
+def test_a_vector_does_not_depend_on_how_full_its_batch_is(fake_encoder, rows, batch_size):
+    """Real encoders give other last bits for other batch shapes; this one gives another vector altogether."""
+
+    class DependsOnShape(fake_encoder):
+        def encode_images(self, pixels):
+            return super().encode_images(pixels) + 256 * len(pixels)
+
+        def encode_tokens(self, tokens, pad_to):
+            return super().encode_tokens(tokens, pad_to) + 256 * len(tokens)
+
+    encoder, plain = DependsOnShape(), fake_encoder()
+    shades = [picture(shade) for shade in range(1, rows + 1)]
+    letters = [chr(ord("a") + row) for row in range(rows)]
+    assert np.array_equal(
+        encode_images(encoder, shades, batch_size).embedding,
+        encode_images(plain, shades, batch_size).embedding + 256 * batch_size,
+    )
+    assert np.array_equal(
+        encode_texts(encoder, letters, batch_size).embedding,
+        encode_texts(plain, letters, batch_size).embedding + 256 * batch_size,
+    )
+
+
+def test_truncated_and_repaired_texts_are_counted_row_by_row(recorder):
+    long, broken = "a" * 19, Prompt("b", repaired=True)
+    assert encode_texts(recorder(), [long, "a" * 18, long, broken, broken, ""], 4).notes == {
+        "truncated": 2,
+        "repaired": 2,
+    }
+
+
+def test_vectors_made_earlier_are_taken_as_they_are_instead_of_encoding(recorder):
+    class Donor:
+        def find(self, source_digest):
+            given = {picture(2).source_sha256: 7.5, hashlib.sha256(b"old").digest()[:16]: -3.25}
+            value = given.get(source_digest)
+            return None if value is None else np.full(DIM if value > 0 else 4, value, np.float16)
+
+    encoder = recorder()
+    images = encode_images(encoder, [picture(1), picture(2), picture(3)], 2, Donor())
+    texts = encode_texts(encoder, ["new", "old"], 1, Donor())
+    assert encoder.shades == [[1, 3]]
+    assert len(encoder.token_batches) == 1
+    assert images.embedding[1].tolist() == [7.5] * 3
+    assert texts.embedding[1].tolist() == [-3.25] * 4
+    assert (images.copied, texts.copied) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("value", "status"),
+    [
+        (65504.0, Status.OK),
+        (65519.9, Status.OK),
+        (65520.0, Status.NONFINITE),
+        (-1e30, Status.NONFINITE),
+        (np.inf, Status.NONFINITE),
+        (-np.inf, Status.NONFINITE),
+        (np.nan, Status.NONFINITE),
+        (1e-30, Status.OK),
+    ],
+)
+def test_a_number_that_float16_cannot_hold_marks_its_row_and_no_other(fake_encoder, value, status):
+    class Bursting(fake_encoder):
+        def encode_images(self, pixels):
+            vectors = super().encode_images(pixels)
+            vectors[pixels[:, 0, 0, 0] == 2, 1] = value
+            return vectors
+
+    rows = encode_images(Bursting(), [picture(1), picture(2), picture(3), picture(2)], 2)
+    assert rows.status.tolist() == [Status.OK, status, Status.OK, status]
+    expected = [2, np.float16(value), 2] if status is Status.OK else [0, 0, 0]
+    assert rows.embedding[1].tolist() == rows.embedding[3].tolist() == expected
+    assert rows.embedding[[0, 2], 0].tolist() == [1, 3]
+    assert np.isfinite(rows.embedding).all()
+
+
+def test_the_bottleneck_is_the_part_that_took_longest_apart_from_loading():
+    watch = Stopwatch()
+    assert watch.bottleneck == ""
+    watch.seconds.update(load=9.0, decode=1.0, encode=2.0)
+    assert watch.bottleneck == "encode"
+    watch.seconds["decode"] = 3.0
+    assert watch.bottleneck == "decode"
+
+
+def test_a_stopwatch_adds_up_the_time_of_a_part_and_hands_its_result_on(monkeypatch):
+    times = iter([0.0, 1.0, 10.0, 12.5, 20.0, 20.25])
+    monkeypatch.setattr(embed, "time", SimpleNamespace(perf_counter=lambda: next(times)))
+    watch = Stopwatch()
+    assert [watch.timed("read", lambda: "done"), watch.timed("read", lambda: 5)] == ["done", 5]
+    assert watch.timed("write", lambda: None) is None
+    assert watch.seconds == {"read": 3.5, "write": 0.25}
