@@ -11,9 +11,13 @@ from typing import Annotated, Literal
 class HeadsConfig:
     """What is trained on the cached embeddings, and how."""
 
-    head: Annotated[Literal["mlp"], "kind of head: mlp is one small network per modality"] = "mlp"
+    head: Annotated[
+        Literal["linear", "hybrid", "mlp", "trees"],
+        "linear: ridge in closed form; mlp: a network per modality; hybrid: both in turn; trees: boosted trees",
+    ] = "hybrid"
     folds: Annotated[int, "number of folds; each row is validated once, by the member that did not train on it"] = 3
     seed: Annotated[int, "seed of the folds, the initial weights, the batches and the dropout"] = 42
+    search: Annotated[bool, "linear, hybrid: also fit how dear each modality is in comparison with the others"] = True
     target: Annotated[Literal["log1p", "none"], "log1p: counts such as views; none: any real number"] = "log1p"
     epochs: Annotated[int, "passes over the training rows of each fold"] = 30
     lr: Annotated[float, "learning rate of AdamW"] = 1e-3
@@ -27,7 +31,7 @@ class HeadsConfig:
             "--epochs must be at least 1": self.epochs >= 1,
             "--lr must be above 0": self.lr > 0,
             "--hidden-dim must be at least 2": self.hidden_dim >= 2,
-            "--dropout must be at least 0 and below 1": 0 <= self.dropout < 1,
+            "--dropout must be at least 0 and at most 0.99": 0 <= self.dropout <= 0.99,
             "--batch-size must be at least 1": self.batch_size >= 1,
             "--seed must not be negative": self.seed >= 0,
             "--weight-decay must not be negative": self.weight_decay >= 0,

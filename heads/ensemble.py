@@ -59,7 +59,7 @@ def stack_weights(
     >>> stack_weights(np.array([[0.0, 2.0, 4.0], [1.0, 1.0, 1.0]]), np.array([0.5, 1.5, 2.5])).round(6)
     array([0.5, 0.5])
     """
-    from scipy.optimize import nnls  # type: ignore[import-untyped]  # noqa: PLC0415  slow, and only stacking needs it
+    from scipy.optimize import nnls  # noqa: PLC0415  slow, and only stacking needs it
 
     if not (np.isfinite(oof).all() and np.isfinite(log_views).all() and log_views.size):
         raise UnfitDataError("stacking needs finite out-of-fold predictions: leave out rows that were never validated")

@@ -1,93 +1,115 @@
 """A trained member without torch: what it predicts, why, and how it is written down."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Float64
+from jaxtyping import Float32, Float64, Int64
 
-from heads.inputs import Block, Inputs, hat_basis, row_chunks
+from heads.inputs import AnyBlock, Inputs, row_chunks
+from heads.readers import Reader, reader_from
 from heads.simplex import canonical_gauge
 from heads.targets import Standardisation, Target
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Head:
-    """The network of one modality: linear layers with ReLU between them, on the z scale.
+class Branch:
+    """A network from one modality to one number, on the z scale: linear layers with ReLU between them.
 
-    Weights are (inputs, outputs). A scalar's head begins with an embedding layer: a `table` with one embedding per
-    knot. Raises ValueError where the layers do not fit together.
+    `reader` turns the modality into columns, which a `table` with one embedding per column may replace first. Weights
+    are (inputs, outputs); a single layer is a linear head. Raises ValueError where the layers do not fit together.
     """
 
+    reader: Reader
     weights: tuple[Float32[np.ndarray, "_ _"], ...]
     biases: tuple[Float32[np.ndarray, " _"], ...]
-    knots: Float32[np.ndarray, " knot"] | None = None
-    table: Float32[np.ndarray, "knot dim"] | None = None
+    table: Float32[np.ndarray, "column dim"] | None = None
 
     def __post_init__(self) -> None:
         if not self.weights or len(self.weights) != len(self.biases):
             raise ValueError(f"a head needs a bias for each layer, given {len(self.weights)} and {len(self.biases)}")
         widths = [weight.shape for weight in self.weights]
         outputs = [bias.shape[0] for bias in self.biases]
-        fed_by = [self.weights[0].shape[0] if self.table is None else self.table.shape[1], *outputs]
+        fed_by = [self.reader.width if self.table is None else self.table.shape[1], *outputs]
         if widths != list(pairwise(fed_by)) or outputs[-1] != 1:
             raise ValueError(f"layers must fit together and end in one number, given {widths=} and {outputs=}")
-        if (None if self.knots is None else len(self.knots)) != (None if self.table is None else len(self.table)):
-            raise ValueError("an embedding layer needs one embedding per knot")
+        if self.table is not None and len(self.table) != self.reader.width:
+            raise ValueError(f"an embedding layer needs {self.reader.width} embeddings, given {len(self.table)}")
 
-    @property
-    def dim(self) -> int:
-        """Width of the block that the head reads."""
-        return self.weights[0].shape[0] if self.knots is None else 1
-
-    def outputs(self, block: Block) -> Float64[np.ndarray, " video"]:
-        """What the head gives for every row, whether present or not; raises ValueError for another width."""
-        if block.values.shape[1] != self.dim:
-            raise ValueError(
-                f"the {block.modality} head reads vectors of {self.dim} numbers, given {block.values.shape[1]}: "
-                "use the encoder it was trained on"
-            )
-        out = np.empty(len(block.values))
-        for chunk in row_chunks(len(out)):
-            out[chunk] = self._forward(block.values[chunk])
-        return out
-
-    def recentred(self, centre: float, scale: float) -> "Head":
-        """The head whose output is `(output - centre) * scale`; only its last layer differs."""
-        weight = (self.weights[-1] * scale).astype(np.float32)
-        bias = ((self.biases[-1] - centre) * scale).astype(np.float32)
-        return Head(
-            weights=(*self.weights[:-1], weight), biases=(*self.biases[:-1], bias), knots=self.knots, table=self.table
-        )
-
-    def tensors(self) -> Iterator[tuple[str, Float32[np.ndarray, "..."]]]:
-        """Every parameter by name."""
-        if self.knots is not None and self.table is not None:
-            yield from (("knots", self.knots), ("table", self.table))
-        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            yield from ((f"weight_{layer}", weight), (f"bias_{layer}", bias))
-
-    @classmethod
-    def from_tensors(cls, tensors: Mapping[str, np.ndarray]) -> "Head":
-        """The head of `dict(head.tensors())`."""
-        layers = range(sum(name.startswith("weight_") for name in tensors))
-        return cls(
-            weights=tuple(tensors[f"weight_{layer}"] for layer in layers),
-            biases=tuple(tensors[f"bias_{layer}"] for layer in layers),
-            knots=tensors.get("knots"),
-            table=tensors.get("table"),
-        )
-
-    def _forward(self, values: Float32[np.ndarray, "video dim"]) -> Float32[np.ndarray, " video"]:
-        hidden = values
-        if self.knots is not None and self.table is not None:
-            hidden = hat_basis(values[:, 0], self.knots) @ self.table
+    def forward(self, block: AnyBlock) -> Float32[np.ndarray, " video"]:
+        """Outputs for every row, whether present or not."""
+        hidden = self.reader.read(block)
+        if self.table is not None:
+            hidden = hidden @ self.table
         for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
             hidden = np.maximum(hidden @ weight + bias, 0)
         outputs: Float32[np.ndarray, " video"] = (hidden @ self.weights[-1] + self.biases[-1])[:, 0]
         return outputs
+
+    def recentred(self, centre: float, scale: float) -> "Branch":
+        """The branch whose output is `(output - centre) * scale`; only its last layer differs."""
+        weight = (self.weights[-1] * scale).astype(np.float32)
+        bias = ((self.biases[-1] - centre) * scale).astype(np.float32)
+        return replace(self, weights=(*self.weights[:-1], weight), biases=(*self.biases[:-1], bias))
+
+    def tensors(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Every parameter by name."""
+        yield from ((f"reader.{name}", tensor) for name, tensor in self.reader.tensors())
+        if self.table is not None:
+            yield "table", self.table
+        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            yield from ((f"weight_{layer}", weight), (f"bias_{layer}", bias))
+
+    @classmethod
+    def from_tensors(cls, kind: str, tensors: Mapping[str, np.ndarray]) -> "Branch":
+        """The branch of `dict(branch.tensors())`, whose reader is of this kind."""
+        layers = range(sum(name.startswith("weight_") for name in tensors))
+        return cls(
+            reader=reader_from(kind, below(tensors, "reader")),
+            weights=tuple(tensors[f"weight_{layer}"] for layer in layers),
+            biases=tuple(tensors[f"bias_{layer}"] for layer in layers),
+            table=tensors.get("table"),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """The regressor of one modality: the sum of its branches."""
+
+    branches: tuple[Branch, ...]
+
+    def outputs(self, block: AnyBlock, rows: Int64[np.ndarray, " row"] | None = None) -> Float64[np.ndarray, " video"]:
+        """What the head gives for some rows (all where None), whether present or not; in chunks."""
+        n_rows = block.n_videos if rows is None else len(rows)
+        out = np.zeros(n_rows)
+        for chunk in row_chunks(n_rows):
+            part = block.take(chunk if rows is None else rows[chunk])
+            for branch in self.branches:
+                out[chunk] += branch.forward(part)
+        return out
+
+    def recentred(self, centre: float, scale: float) -> "Head":
+        """The head whose output is `(output - centre) * scale`."""
+        first, *others = self.branches
+        return Head((first.recentred(centre, scale), *(branch.recentred(0.0, scale) for branch in others)))
+
+    def tensors(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Every parameter by name, such as `0.weight_1`."""
+        for index, branch in enumerate(self.branches):
+            yield from ((f"{index}.{name}", tensor) for name, tensor in branch.tensors())
+
+    @property
+    def kinds(self) -> list[str]:
+        """How each branch reads, for `from_tensors`."""
+        return [branch.reader.kind for branch in self.branches]
+
+    @classmethod
+    def from_tensors(cls, kinds: Sequence[str], tensors: Mapping[str, np.ndarray]) -> "Head":
+        """The head of `dict(head.tensors())` and `head.kinds`."""
+        branches = [Branch.from_tensors(kind, below(tensors, str(index))) for index, kind in enumerate(kinds)]
+        return cls(tuple(branches))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -113,13 +135,19 @@ class FittedHeads:
         *,
         raw_weights: Float64[np.ndarray, " modality"],
         intercept: float,
-        train_inputs: Inputs,
+        inputs: Inputs,
+        train_rows: Int64[np.ndarray, " row"],
         standardisation: Standardisation,
         target: Target,
+        row_weights: Float64[np.ndarray, " row"] | None = None,
     ) -> "FittedHeads":
         """A trained model rewritten; where every modality is present, it predicts what it did before."""
-        outputs = np.stack([head.outputs(train_inputs.block(modality)) for modality, head in heads.items()])
-        gauge = canonical_gauge(outputs, train_inputs.present, raw_weights, intercept)
+        blocks = [inputs.block(modality) for modality in heads]
+        outputs = np.stack(
+            [head.outputs(block, train_rows) for head, block in zip(heads.values(), blocks, strict=True)]
+        )
+        present = np.stack([block.present[train_rows] for block in blocks])
+        gauge = canonical_gauge(outputs, present, raw_weights, intercept, row_weights)
         return cls(
             heads={
                 modality: head.recentred(centre, scale)
@@ -162,8 +190,8 @@ class FittedHeads:
         log_views: Float64[np.ndarray, " video"] = self.baseline + self.contributions(inputs).sum(axis=0)
         return log_views
 
-    def to_arrays(self) -> dict[str, Float32[np.ndarray, "..."]]:
-        """Parameters of the heads by name, such as `image.weight_0`."""
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Parameters of the heads by name, such as `image.0.weight_0`."""
         return {
             f"{modality}.{name}": tensor for modality, head in self.heads.items() for name, tensor in head.tensors()
         }
@@ -171,6 +199,7 @@ class FittedHeads:
     def to_metadata(self) -> dict[str, Any]:
         """Everything else, for JSON, and the shapes that `from_arrays` demands."""
         return {
+            "kind": "heads",
             "modalities": list(self.modalities),
             "weights": self.weights.tolist(),
             "raw_weights": self.raw_weights.tolist(),
@@ -178,20 +207,34 @@ class FittedHeads:
             "target": self.target.kind,
             "target_mean": self.standardisation.mean,
             "target_sd": self.standardisation.sd,
-            "tensors": {name: list(tensor.shape) for name, tensor in self.to_arrays().items()},
+            "readers": {modality: head.kinds for modality, head in self.heads.items()},
+            "tensors": declared(self.to_arrays()),
         }
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> "FittedHeads":
         """The heads that `to_arrays` and `to_metadata` describe.
 
-        Raises ValueError for metadata without one of its keys and for tensors that are missing, unknown, or not as
-        large as the metadata says.
+        Raises ValueError for metadata without one of its keys and for tensors that are missing, unknown, not finite, or
+        not as large as the metadata says.
         """
         _check_metadata(metadata)
-        _check_tensors(arrays, metadata["tensors"])
+        check_tensors(arrays, metadata["tensors"])
+        try:
+            heads = cls._from_checked(arrays, metadata)
+        except KeyError as error:
+            raise ValueError(f"the heads' tensors lack {error}") from error
+        if unused := sorted(arrays.keys() - heads.to_arrays().keys()):
+            raise ValueError(f"the heads' metadata do not say what these tensors are: {', '.join(unused)}")
+        return heads
+
+    @classmethod
+    def _from_checked(cls, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> "FittedHeads":
         return cls(
-            heads={modality: Head.from_tensors(_below(arrays, modality)) for modality in metadata["modalities"]},
+            heads={
+                modality: Head.from_tensors(metadata["readers"][modality], below(arrays, modality))
+                for modality in metadata["modalities"]
+            },
             weights=np.array(metadata["weights"], dtype=np.float64),
             raw_weights=np.array(metadata["raw_weights"], dtype=np.float64),
             intercept=float(metadata["intercept"]),
@@ -200,27 +243,43 @@ class FittedHeads:
         )
 
 
-def _below(arrays: Mapping[str, np.ndarray], modality: str) -> dict[str, np.ndarray]:
-    prefix = f"{modality}."
+def below(arrays: Mapping[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
+    """The arrays whose names begin with `name` and a dot, without that."""
+    prefix = f"{name}."
     return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
 
 def _check_metadata(metadata: Mapping[str, Any]) -> None:
-    known = ("modalities", "weights", "raw_weights", "intercept", "target", "target_mean", "target_sd", "tensors")
+    known = (
+        *("modalities", "weights", "raw_weights", "intercept", "target", "target_mean", "target_sd"),
+        *("readers", "tensors"),
+    )
     if missing := [key for key in known if key not in metadata]:
         raise ValueError(f"the heads' metadata must have {', '.join(known)}; missing: {', '.join(missing)}")
     lengths = {key: len(metadata[key]) for key in ("modalities", "weights", "raw_weights")}
+    if len(set(metadata["modalities"])) < len(metadata["modalities"]):
+        raise ValueError(f"the heads' metadata must name a modality once, given {metadata['modalities']}")
+    if not np.isfinite([*metadata["weights"], *metadata["raw_weights"], metadata["intercept"]]).all():
+        raise ValueError("the heads' weights and intercept must be finite")
     if len(set(lengths.values())) > 1:
         raise ValueError(f"the heads' metadata must have one weight per modality, given {lengths}")
 
 
-def _check_tensors(arrays: Mapping[str, np.ndarray], shapes: Mapping[str, Sequence[int]]) -> None:
-    problems = [f"{name} is missing" for name in shapes if name not in arrays]
-    problems += [f"{name} is unknown" for name in arrays if name not in shapes]
+def declared(arrays: Mapping[str, np.ndarray]) -> dict[str, list[Any]]:
+    """Type and shape of each array, for JSON."""
+    return {name: [str(array.dtype), *array.shape] for name, array in arrays.items()}
+
+
+def check_tensors(arrays: Mapping[str, np.ndarray], expected: Mapping[str, Sequence[Any]]) -> None:
+    """Raise ValueError unless these are just the arrays that were declared, without a NaN."""
+    found = declared(arrays)
+    problems = [f"{name} is missing" for name in expected if name not in found]
+    problems += [f"{name} is unknown" for name in found if name not in expected]
+    problems += [f"{name} is not finite" for name, array in arrays.items() if np.isnan(array).any()]
     problems += [
-        f"{name} has shape {list(array.shape)} and type {array.dtype}, not {list(shapes[name])} and float32"
-        for name, array in arrays.items()
-        if name in shapes and (array.shape != tuple(shapes[name]) or array.dtype != np.float32)
+        f"{name} is {found[name]}, not {list(expected[name])}"
+        for name in found
+        if name in expected and found[name] != list(expected[name])
     ]
     if problems:
         raise ValueError(f"the heads' tensors must be those of their metadata: {'; '.join(problems)}")

@@ -1,7 +1,8 @@
 """What the heads see: one block of numbers per modality, aligned by row."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Int64
@@ -15,13 +16,18 @@ N_KNOTS = 16
 """Most knots of a scalar's embedding layer."""
 
 
+Rows = Int64[np.ndarray, " row"] | slice
+"""Which rows to take: their numbers, or a range."""
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Block:
-    """One modality of every video; rows where it is absent hold zeros."""
+    """One modality of every video as numbers; rows where it is absent hold zeros."""
 
     modality: str
     values: Float32[np.ndarray, "video dim"]
     present: Bool[np.ndarray, " video"]
+    knotted: bool = False  # the first column is an amount that a head reads between knots
 
     @classmethod
     def embedding(
@@ -47,28 +53,74 @@ class Block:
         return cls(modality=modality, values=values, present=present)
 
     @classmethod
-    def scalar(cls, modality: str, amounts: Float64[np.ndarray, " video"]) -> "Block":
-        """One number per video, such as the age in years; NaN means absent.
+    def scalar(
+        cls,
+        modality: str,
+        amounts: Float64[np.ndarray, " video"],
+        beside: Float64[np.ndarray, "video column"] | None = None,
+    ) -> "Block":
+        """One number per video, such as the age in years, and columns `beside` it; NaN means absent.
 
+        The block is absent where the number is; a column beside it that is NaN counts as 0.
         Raises UnfitDataError where a number is infinite.
 
         >>> Block.scalar("age", np.array([1.5, np.nan])).present
         array([ True, False])
         """
-        if np.isinf(amounts).any():
+        columns = amounts[:, None] if beside is None else np.column_stack([amounts, beside])
+        if np.isinf(columns).any():
             raise UnfitDataError(f"{modality} must be finite, or NaN where it is absent; given infinity")
         present = ~np.isnan(amounts)
-        values = np.where(present, amounts, 0.0).astype(np.float32)[:, None]
-        return cls(modality=modality, values=values, present=present)
+        values = np.where(present[:, None] & ~np.isnan(columns), columns, 0.0).astype(np.float32)
+        return cls(modality=modality, values=values, present=present, knotted=True)
 
     @property
-    def is_scalar(self) -> bool:
-        """Whether the block is one number per video, which its head reads between knots."""
-        return bool(self.values.shape[1] == 1)
+    def n_videos(self) -> int:
+        """Number of rows."""
+        return len(self.values)
 
-    def take(self, rows: Int64[np.ndarray, " row"]) -> "Block":
+    def take(self, rows: Rows) -> "Block":
         """The block of these rows, in this order."""
-        return Block(modality=self.modality, values=self.values[rows], present=self.present[rows])
+        return replace(self, values=self.values[rows], present=self.present[rows])
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Category:
+    """One modality that is a name, such as the channel, as a code: equal codes mean equal names, in every table."""
+
+    modality: str
+    codes: Int64[np.ndarray, " video"]
+    present: Bool[np.ndarray, " video"]
+
+    @property
+    def n_videos(self) -> int:
+        """Number of rows."""
+        return len(self.codes)
+
+    def take(self, rows: Rows) -> "Category":
+        """The block of these rows, in this order."""
+        return replace(self, codes=self.codes[rows], present=self.present[rows])
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Words:
+    """One modality that is text, as how often each of its hashed words occurs (video, column), sparse."""
+
+    modality: str
+    counts: Any
+    present: Bool[np.ndarray, " video"]
+
+    @property
+    def n_videos(self) -> int:
+        """Number of rows."""
+        return int(self.counts.shape[0])
+
+    def take(self, rows: Rows) -> "Words":
+        """The block of these rows, in this order."""
+        return replace(self, counts=self.counts[rows], present=self.present[rows])
+
+
+AnyBlock = Block | Category | Words
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,15 +130,15 @@ class Inputs:
     Raises ValueError for no block, two blocks of one modality, or blocks of different length.
     """
 
-    blocks: tuple[Block, ...]
+    blocks: tuple[AnyBlock, ...]
 
     def __post_init__(self) -> None:
         if not self.blocks:
             raise ValueError("inputs need at least one modality, given none")
         if len(set(self.modalities)) < len(self.blocks):
             raise ValueError(f"a modality must occur once, given {', '.join(self.modalities)}")
-        if len({len(block.values) for block in self.blocks}) > 1:
-            lengths = ", ".join(f"{block.modality} {len(block.values)}" for block in self.blocks)
+        if len({block.n_videos for block in self.blocks}) > 1:
+            lengths = ", ".join(f"{block.modality} {block.n_videos}" for block in self.blocks)
             raise ValueError(f"all modalities must have the same rows, given {lengths}")
 
     @property
@@ -97,22 +149,48 @@ class Inputs:
     @property
     def n_videos(self) -> int:
         """Number of rows."""
-        return len(self.blocks[0].values)
+        return self.blocks[0].n_videos
 
     @property
     def present(self) -> Bool[np.ndarray, "modality video"]:
         """Where each modality is present."""
         return np.stack([block.present for block in self.blocks])
 
-    def block(self, modality: str) -> Block:
+    def block(self, modality: str) -> AnyBlock:
         """The block of a modality; raises ValueError where there is none."""
         if modality not in self.modalities:
             raise ValueError(f"the inputs have no {modality}, only {', '.join(self.modalities)}")
         return self.blocks[self.modalities.index(modality)]
 
-    def take(self, rows: Int64[np.ndarray, " row"]) -> "Inputs":
+    def take(self, rows: Rows) -> "Inputs":
         """The inputs of these rows, in this order."""
         return Inputs(tuple(block.take(rows) for block in self.blocks))
+
+
+def stacked(first: Inputs, second: Inputs) -> Inputs:
+    """The rows of `first` and then those of `second`, which must have the same modalities in the same form."""
+    return Inputs(tuple(_stacked(ours, second.block(ours.modality)) for ours in first.blocks))
+
+
+def _stacked(first: AnyBlock, second: AnyBlock) -> AnyBlock:
+    present = np.concatenate([first.present, second.present])
+    if isinstance(first, Block) and isinstance(second, Block):
+        return replace(first, values=np.concatenate([first.values, second.values]), present=present)
+    if isinstance(first, Category) and isinstance(second, Category):
+        return replace(first, codes=np.concatenate([first.codes, second.codes]), present=present)
+    if isinstance(first, Words) and isinstance(second, Words):
+        from scipy.sparse import vstack  # noqa: PLC0415  slow, and only words need it
+
+        return replace(first, counts=vstack([first.counts, second.counts]).tocsr(), present=present)
+    raise ValueError(f"{first.modality} must be of one form, given {type(first).__name__} and {type(second).__name__}")
+
+
+def check_presence(inputs: Inputs, train_rows: Int64[np.ndarray, " row"], fold: int) -> None:
+    """Raise UnfitDataError where a modality is absent from every row that trains a fold."""
+    seen = inputs.present[:, train_rows].any(axis=1)
+    if not seen.all():
+        absent = inputs.modalities[int(seen.argmin())]
+        raise UnfitDataError(f"no training row of fold {fold} has {absent}: leave it out of --modalities")
 
 
 def row_chunks(n_rows: int) -> Iterator[slice]:

@@ -10,16 +10,16 @@ from typing import cast
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Float64, Int64
+from jaxtyping import Float, Float32, Float64
 
-from heads.fitted import Head
-from heads.inputs import Block, quantile_knots
+from heads.fitted import Branch
+from heads.readers import CategoryMeans, Knots, Reader
 
-SCALAR_EMBEDDING_DIM = 16
-"""Width of the embedding that a scalar such as the age has at each knot."""
+TABLE_DIM = 16
+"""Width of the embedding that a scalar such as the age has at each knot, and each column beside it."""
 
-SCALAR_HIDDEN_DIM = 64
-"""Hidden units of a scalar's head."""
+TABLE_HIDDEN_DIM = 64
+"""Hidden units of a head that begins with an embedding layer."""
 
 Drop = Callable[[torch.Tensor], torch.Tensor]
 Layers = tuple[tuple[Float32[np.ndarray, "_ _"], ...], tuple[Float32[np.ndarray, " _"], ...]]
@@ -29,37 +29,43 @@ Layers = tuple[tuple[Float32[np.ndarray, "_ _"], ...], tuple[Float32[np.ndarray,
 class RawMember:
     """One member's parameters as they are trained, not yet in the canonical gauge."""
 
-    heads: tuple[Head, ...]
+    branches: tuple[Branch, ...]
     weights: Float64[np.ndarray, " modality"]
     intercept: float
 
 
-def draw_head(block: Block, train_rows: Int64[np.ndarray, " row"], hidden_dim: int, rng: np.random.Generator) -> Head:
-    """An untrained head: dim -> H -> H/2 -> 1, or embedding layer -> hidden -> 1 for a scalar.
+def draw_branch(reader: Reader, hidden_dim: int, rng: np.random.Generator) -> Branch:
+    """An untrained network: dim -> H -> H/2 -> 1, or embedding layer -> hidden -> 1 for knots and categories.
 
-    A scalar's embeddings start on a straight line over its knots, so that the untrained head is smooth.
+    The embeddings of knots start on a straight line, so that the untrained head is smooth; columns beside them start
+    at zero, as noise would else have to be unlearned.
     """
-    if not block.is_scalar:
-        weights, biases = _draw_layers((block.values.shape[1], hidden_dim, hidden_dim // 2, 1), rng)
-        return Head(weights=weights, biases=biases)
-    knots = quantile_knots(block.values[train_rows[block.present[train_rows]], 0])
-    start, slope = rng.normal(size=(2, 1, SCALAR_EMBEDDING_DIM))
-    table = start + slope * np.linspace(-1, 1, len(knots))[:, None]
-    weights, biases = _draw_layers((SCALAR_EMBEDDING_DIM, SCALAR_HIDDEN_DIM, 1), rng)
-    return Head(weights=weights, biases=biases, knots=knots, table=table.astype(np.float32))
+    if not isinstance(reader, Knots | CategoryMeans):
+        weights, biases = _draw_layers((reader.width, hidden_dim, hidden_dim // 2, 1), rng)
+        return Branch(reader=reader, weights=weights, biases=biases)
+    start, slope = rng.normal(size=(2, 1, TABLE_DIM))
+    if isinstance(reader, Knots):
+        line = start + slope * np.linspace(-1, 1, len(reader.knots))[:, None]
+        table = np.vstack([line, np.zeros((reader.beside, TABLE_DIM))])
+    else:
+        table = np.vstack([slope, start])
+    weights, biases = _draw_layers((TABLE_DIM, TABLE_HIDDEN_DIM, 1), rng)
+    return Branch(reader=reader, weights=weights, biases=biases, table=table.astype(np.float32))
 
 
 class StackedHead(torch.nn.Module):
-    """One modality's head for every member. A scalar's input is its hat basis, padded with zeros to the most knots."""
+    """One modality's network for every member; columns that members read for themselves are padded with zeros."""
 
-    def __init__(self, heads: Sequence[Head]) -> None:
+    def __init__(self, branches: Sequence[Branch]) -> None:
         super().__init__()
-        self.knots = [head.knots for head in heads]
-        self.table = _stack_tables([head.table for head in heads if head.table is not None])
-        self.weights = torch.nn.ParameterList(_stack(layer) for layer in zip(*(h.weights for h in heads), strict=True))
-        self.biases = torch.nn.ParameterList(
-            _stack([bias[None, :] for bias in layer]) for layer in zip(*(h.biases for h in heads), strict=True)
+        self.readers = [branch.reader for branch in branches]
+        self.table = _stack_tables([branch.table for branch in branches if branch.table is not None])
+        weights, biases = (
+            zip(*(b.weights for b in branches), strict=True),
+            zip(*(b.biases for b in branches), strict=True),
         )
+        self.weights = torch.nn.ParameterList(_stack(layer) for layer in weights)
+        self.biases = torch.nn.ParameterList(_stack([bias[None, :] for bias in layer]) for layer in biases)
 
     def forward(self, values: Float[torch.Tensor, "member row dim"], drop: Drop) -> Float[torch.Tensor, "member row"]:
         """Outputs of every member for its own rows; `drop` follows each hidden layer."""
@@ -68,14 +74,14 @@ class StackedHead(torch.nn.Module):
             hidden = drop(torch.baddbmm(bias, hidden, weight).relu_())
         return torch.baddbmm(self.biases[-1], hidden, self.weights[-1]).squeeze(2)
 
-    def member(self, index: int) -> Head:
-        """A copy of one member's head."""
-        knots = self.knots[index]
-        return Head(
+    def member(self, index: int) -> Branch:
+        """A copy of one member's network."""
+        reader = self.readers[index]
+        return Branch(
+            reader=reader,
             weights=tuple(_to_numpy(weight[index]) for weight in self.weights),
             biases=tuple(_to_numpy(bias[index, 0]) for bias in self.biases),
-            knots=knots,
-            table=None if knots is None or self.table is None else _to_numpy(self.table[index, : len(knots)]),
+            table=None if self.table is None else _to_numpy(self.table[index, : reader.width]),
         )
 
 
@@ -85,9 +91,9 @@ class StackedHeads(torch.nn.Module):
     The weights are the softmax of free logits, so they lie on the simplex; they start uniform, the intercept at 0.
     """
 
-    def __init__(self, members: Sequence[Sequence[Head]]) -> None:
+    def __init__(self, members: Sequence[Sequence[Branch]]) -> None:
         super().__init__()
-        self.heads = torch.nn.ModuleList(StackedHead(heads) for heads in zip(*members, strict=True))
+        self.heads = torch.nn.ModuleList(StackedHead(branches) for branches in zip(*members, strict=True))
         self.logits = torch.nn.Parameter(torch.zeros(len(members), len(self.heads)))
         self.intercept = torch.nn.Parameter(torch.zeros(len(members)))
 
@@ -123,7 +129,7 @@ class StackedHeads(torch.nn.Module):
         """A copy of one member's parameters."""
         weights = _to_numpy(torch.softmax(self.logits[index], dim=0)).astype(np.float64)
         return RawMember(
-            heads=tuple(head.member(index) for head in self._each),
+            branches=tuple(head.member(index) for head in self._each),
             weights=weights / weights.sum(),
             intercept=float(self.intercept[index].item()),
         )

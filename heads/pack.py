@@ -1,6 +1,7 @@
 """Members that train side by side: their rows, their random streams, and the steps they take together."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -8,33 +9,53 @@ import torch
 from jaxtyping import Float, Float64, Int64
 
 from heads.config import HeadsConfig
-from heads.errors import UnfitDataError
 from heads.folds import FoldPlan
-from heads.inputs import Inputs, hat_basis
-from heads.mlp import Dropout, StackedHeads, draw_head
+from heads.inputs import Block, Inputs, check_presence
+from heads.mlp import Dropout, StackedHeads, draw_branch
+from heads.readers import FoldReaders, fit_readers
 from heads.simplex import head_means
 from heads.targets import Standardisation
 
 GAUGE_ROWS = 2048
 """Training rows, drawn once per member, whose spread gives the weights that are logged for each epoch."""
 
+WORD_COMPONENTS = 64
+"""Components of words that a network reads; the words themselves are sparse."""
+
 EVALUATION_ROWS = 2048
 """Rows of each member that pass through the heads at a time when they are evaluated."""
 
 
-class DeviceInputs:
-    """Inputs that were moved to the training device, once for all members."""
+@dataclass(frozen=True, eq=False)
+class Start:
+    """Where a member begins: what it predicts already (log views of every video), and how it reads the modalities.
 
-    def __init__(self, inputs: Inputs, device: torch.device) -> None:
+    It learns what `base` leaves over, and begins at exactly that.
+    """
+
+    base: Float64[np.ndarray, " video"]
+    fitted: FoldReaders
+
+
+class DeviceInputs:
+    """Inputs that were moved to the training device, once for all members; embeddings only if they are `read_whole`."""
+
+    def __init__(self, inputs: Inputs, device: torch.device, *, read_whole: bool = True) -> None:
         self.inputs = inputs
         self.device = device
-        self.complete = bool(inputs.present.all())
         self.present = torch.from_numpy(inputs.present.astype(np.float32)).to(device)
-        self.blocks = [torch.from_numpy(block.values).to(device) for block in inputs.blocks]
+        self.embeddings = {
+            block.modality: torch.from_numpy(block.values).to(device)
+            for block in inputs.blocks
+            if read_whole and isinstance(block, Block) and not block.knotted
+        }
 
 
 class Member:
-    """One fold's rows and randomness, which depend on (seed, fold) alone and on no other member."""
+    """One fold's rows and randomness, which depend on (seed, fold) alone and on no other member.
+
+    Without a `start` it learns what the mean of its training rows leaves over.
+    """
 
     def __init__(
         self,
@@ -43,24 +64,29 @@ class Member:
         plan: FoldPlan,
         fold: int,
         config: HeadsConfig,
+        *,
+        start: Start | None = None,
     ) -> None:
         self.fold = fold
         self.train_rows = plan.train_rows(fold)
         self.val_rows = plan.val_rows(fold)
-        self._check_presence(data.inputs)
+        check_presence(data.inputs, self.train_rows, fold)
         self.standardisation = Standardisation.fit(log_views[self.train_rows])
         streams = np.random.SeedSequence((config.seed, fold))
         self.dropout_seed = int(streams.generate_state(1)[0])
         self.rng = np.random.default_rng(streams)
-        self.untrained = [draw_head(b, self.train_rows, config.hidden_dim, self.rng) for b in data.inputs.blocks]
+        self.fitted = self._readers(data.inputs, log_views) if start is None else start.fitted
+        readers = (self.fitted.readers[modality] for modality in data.inputs.modalities)
+        untrained = [draw_branch(reader, config.hidden_dim, self.rng) for reader in readers]
+        self.untrained = untrained if start is None else [branch.recentred(0.0, 0.0) for branch in untrained]
+        self.base = np.full(len(log_views), self.standardisation.mean) if start is None else start.base
         # With every row complete, the centres of the heads do not matter, and a sample shows their spread well enough.
-        self.gauge_rows = self.rng.permutation(self.train_rows)[: GAUGE_ROWS if data.complete else None]
+        self.complete = bool(data.inputs.present[:, self.train_rows].all())
+        self.gauge_rows = self.rng.permutation(self.train_rows)[: GAUGE_ROWS if self.complete else None]
 
-    def _check_presence(self, inputs: Inputs) -> None:
-        seen = inputs.present[:, self.train_rows].any(axis=1)
-        if not seen.all():
-            absent = inputs.modalities[int(seen.argmin())]
-            raise UnfitDataError(f"no training row of fold {self.fold} has {absent}: leave it out of --modalities")
+    def _readers(self, inputs: Inputs, log_views: Float64[np.ndarray, " video"]) -> FoldReaders:
+        z = self.standardisation.apply(log_views)
+        return fit_readers(inputs, z, self.train_rows, self.rng, n_components=WORD_COMPONENTS)
 
 
 class Pack:
@@ -73,17 +99,20 @@ class Pack:
         plan: FoldPlan,
         folds: Sequence[int],
         config: HeadsConfig,
+        *,
+        starts: Mapping[int, Start] | None = None,
     ) -> None:
         self.data = data
-        self.members = [Member(data, log_views, plan, fold, config) for fold in folds]
+        start_of = starts or {}
+        self.members = [Member(data, log_views, plan, fold, config, start=start_of.get(fold)) for fold in folds]
         self.n_steps = n_steps(len(self.members[0].train_rows), config.batch_size)
         self.heads = StackedHeads([member.untrained for member in self.members]).to(data.device)
         self._dropout = Dropout(config.dropout, [member.dropout_seed for member in self.members], data.device)
         groups = self.heads.parameter_groups(config.weight_decay)
         self._optimiser = torch.optim.AdamW(groups, lr=config.lr, fused=True)
-        z = np.stack([member.standardisation.apply(log_views) for member in self.members])
+        z = np.stack([(log_views - member.base) / member.standardisation.sd for member in self.members])
         self._z = torch.from_numpy(z.astype(np.float32)).to(data.device)
-        self._bases = {index: self._basis(index) for index, block in enumerate(data.inputs.blocks) if block.is_scalar}
+        self._own = {modality: self._own_columns(modality) for modality in self.members[0].fitted.columns}
 
     def train_epoch(self) -> Float64[np.ndarray, " member"]:
         """One pass over every member's own rows in its own order; returns the mean loss of each (z scale)."""
@@ -104,15 +133,17 @@ class Pack:
         return [outputs[:, : len(own)] for outputs, own in zip(stacked, rows_of, strict=True)]
 
     def recentre(self) -> list[Float64[np.ndarray, "modality _"]]:
-        """Centre the heads on the training rows, if any modality is absent anywhere; returns `outputs(gauge_rows)`.
+        """Centre a member's heads, if its training rows lack a modality anywhere; returns `outputs(gauge_rows)`.
 
         An absent modality contributes 0, so 0 must be the mean of what is present. Between two calls the
         centres are held fixed.
         """
         outputs = self.outputs([member.gauge_rows for member in self.members])
-        if not self.data.complete:
-            for index, (member, own) in enumerate(zip(self.members, outputs, strict=True)):
-                self.heads.recentre(index, head_means(own, self.data.inputs.present[:, member.gauge_rows]))
+        for index, member in enumerate(self.members):
+            if not member.complete:
+                centre = head_means(outputs[index], self.data.inputs.present[:, member.gauge_rows])
+                self.heads.recentre(index, centre)
+                outputs[index] = outputs[index] - centre[:, None]
         return outputs
 
     def _step(self, batch: Sequence[Int64[np.ndarray, " _"]]) -> Float[torch.Tensor, " member"]:
@@ -139,19 +170,18 @@ class Pack:
     def _values(self, rows: Int64[torch.Tensor, "member row"]) -> list[Float[torch.Tensor, "member row _"]]:
         own = torch.arange(len(rows), device=rows.device)[:, None]
         return [
-            self._bases[index][own, rows] if index in self._bases else _rows_of(block, rows)
-            for index, block in enumerate(self.data.blocks)
+            self._own[modality][own, rows] if modality in self._own else _rows_of(self.data.embeddings[modality], rows)
+            for modality in self.data.inputs.modalities
         ]
 
     def _presence(self, rows: Int64[torch.Tensor, "member row"]) -> Float[torch.Tensor, "member modality row"]:
         return self.data.present[:, rows].transpose(0, 1)
 
-    def _basis(self, index: int) -> Float[torch.Tensor, "member video knot"]:
-        amounts = self.data.inputs.blocks[index].values[:, 0]
-        knots = [member.untrained[index].knots for member in self.members]
-        bases = [hat_basis(amounts, own) for own in knots if own is not None]
-        most = max(basis.shape[1] for basis in bases)
-        padded = [np.pad(basis, ((0, 0), (0, most - basis.shape[1]))) for basis in bases]
+    def _own_columns(self, modality: str) -> Float[torch.Tensor, "member video column"]:
+        """Columns that every member reads for itself, padded with zeros to the most columns."""
+        columns = [member.fitted.columns[modality] for member in self.members]
+        most = max(own.shape[1] for own in columns)
+        padded = [np.pad(own, ((0, 0), (0, most - own.shape[1]))) for own in columns]
         return torch.from_numpy(np.stack(padded)).to(self.data.device)
 
 

@@ -33,14 +33,19 @@ class Gauge:
 
 
 def head_means(
-    outputs: Float64[np.ndarray, "modality video"], present: Bool[np.ndarray, "modality video"]
+    outputs: Float64[np.ndarray, "modality video"],
+    present: Bool[np.ndarray, "modality video"],
+    row_weights: Float64[np.ndarray, " video"] | None = None,
 ) -> Float64[np.ndarray, " modality"]:
-    """Mean output of each head over the rows where its modality is present; 0 where it never is.
+    """(Weighted) mean output of each head over the rows where its modality is present; 0 where it never is.
 
     >>> head_means(np.array([[1.0, 3.0, 9.0]]), np.array([[True, True, False]]))
     array([2.])
     """
-    means: Float64[np.ndarray, " modality"] = (outputs * present).sum(axis=1) / np.maximum(present.sum(axis=1), 1)
+    counted = present if row_weights is None else present * row_weights
+    totals = counted.sum(axis=1)
+    means: Float64[np.ndarray, " modality"] = np.zeros(len(outputs))
+    np.divide((outputs * counted).sum(axis=1), totals, out=means, where=totals > 0)
     return means
 
 
@@ -64,8 +69,9 @@ def canonical_gauge(
     present: Bool[np.ndarray, "modality video"],
     raw_weights: Float64[np.ndarray, " modality"],
     intercept: float,
+    row_weights: Float64[np.ndarray, " video"] | None = None,
 ) -> Gauge:
-    """The canonical gauge of a model, from what its heads give on the training rows (z scale).
+    """The canonical gauge of a model, from what its heads give on the (weighted) training rows (z scale).
 
     A modality without spread gets the scale 0, hence no term.
 
@@ -73,9 +79,9 @@ def canonical_gauge(
     >>> gauge.weights, gauge.centre, gauge.scale, gauge.intercept
     (array([1., 0.]), array([2., 2.]), array([0.5, 0. ]), 2.0)
     """
-    centre = head_means(outputs, present)
+    centre = head_means(outputs, present, row_weights)
     contributions = raw_weights[:, None] * (outputs - centre[:, None]) * present
-    spreads = contributions.std(axis=1)
+    spreads = np.sqrt(np.average(contributions**2, axis=1, weights=row_weights))
     weights = canonical_weights(spreads)
     scale = np.divide(raw_weights, weights, out=np.zeros_like(weights), where=spreads >= NO_SPREAD)
     return Gauge(weights=weights, centre=centre, scale=scale, intercept=intercept + float(raw_weights @ centre))

@@ -59,8 +59,10 @@ class Standardisation:
     sd: float
 
     @classmethod
-    def fit(cls, log_views: Float64[np.ndarray, " video"]) -> "Standardisation":
-        """Mean and standard deviation of the training rows; raises UnfitDataError where they teach nothing.
+    def fit(
+        cls, log_views: Float64[np.ndarray, " video"], weights: Float64[np.ndarray, " video"] | None = None
+    ) -> "Standardisation":
+        """(Weighted) mean and deviation of the training rows; raises UnfitDataError where they teach nothing.
 
         >>> Standardisation.fit(np.array([1.0, 3.0]))
         Standardisation(mean=2.0, sd=1.0)
@@ -72,7 +74,8 @@ class Standardisation:
                 f"constant target: all {log_views.size} training rows have {log_views[0]:g} on the log scale, "
                 "so there is nothing to learn; check the target column"
             )
-        return cls(mean=float(log_views.mean()), sd=float(log_views.std()))
+        mean = float(np.average(log_views, weights=weights))
+        return cls(mean=mean, sd=float(np.sqrt(np.average((log_views - mean) ** 2, weights=weights))))
 
     def apply(self, log_views: Float64[np.ndarray, " video"]) -> Float64[np.ndarray, " video"]:
         """Log views as z."""
