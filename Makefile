@@ -19,8 +19,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)  ## install, then run the main job on a drawn dataset (offline, about a minute)
 	$(BIN)/vp demo
 
+# One thread each: matrices in tests are small, and threads that wait for each other cost more than they save.
 test: $(INSTALLED)  ## install, then run every test
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
 check: $(INSTALLED)  ## formatting, lint, types, and who may import whom
 	$(BIN)/ruff format --check .
@@ -32,7 +33,8 @@ fmt: $(INSTALLED)  ## format the code and mend what lint can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(INSTALLED)  ## how fast the heads train, against this machine's own matrix product
+bench: $(INSTALLED)  ## how fast the heads train, against a library and this machine's own matrix product
+	$(BIN)/python benchmarks/heads.py
 	$(BIN)/python benchmarks/heads_mlp.py
 
 clean:  ## remove the environment and every cache of tools

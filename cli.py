@@ -92,37 +92,28 @@ def _run(stage: Stage, configure: Callable[[], Any], console: Console, *, json: 
         outcome = stage(configure(), console)
     except EXPECTED_ERRORS as error:
         console.end()
-        return _report_failure(error, {}, console, json=json)
+        outcome = Outcome([], error=error)
     except (KeyboardInterrupt, Terminated) as signalled:
         console.end()
         console.error("stopped; whatever was finished is kept: run the same command again to go on")
         return SIGINT_EXIT if isinstance(signalled, KeyboardInterrupt) else SIGTERM_EXIT
-    except BrokenPipeError:
-        _close_stdout()
-        return 0
-    return _report(outcome, console, json=json)
-
-
-def _report(outcome: Outcome, console: Console, *, json: bool) -> int:
     try:
-        console.data(outcome.summary)
-        if outcome.error is not None:
-            return _report_failure(outcome.error, outcome.facts, console, json=json)
-        if outcome.next_command:
-            console.note(f"next: {outcome.next_command}")
-        if json:
-            console.json(outcome.facts)
+        _report(outcome, console, json=json)
     except BrokenPipeError:  # `vp ... | head`: the work is done and kept
         _close_stdout()
-    return 0
+    return 0 if outcome.error is None else exit_code(outcome.error)
 
 
-def _report_failure(error: Exception, facts: Any, console: Console, *, json: bool) -> int:
-    code = exit_code(error)
-    console.error(str(error))
+def _report(outcome: Outcome, console: Console, *, json: bool) -> None:
+    console.data(outcome.summary)
+    facts = dict(outcome.facts)
+    if outcome.error is not None:
+        console.error(str(outcome.error))
+        facts |= {"error": str(outcome.error), "exit_code": exit_code(outcome.error)}
+    elif outcome.next_command:
+        console.note(f"next: {outcome.next_command}")
     if json:
-        console.json({**facts, "error": str(error), "exit_code": code})
-    return code
+        console.json(facts)
 
 
 def _turn_signals_into_exceptions() -> None:

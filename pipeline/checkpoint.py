@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from features import durable
 from features.errors import CacheError
 from heads.fitted import FittedHeads
+from heads.members import FittedModel
 
 FORMAT = "vp-heads"
 SCHEMA = 1
@@ -26,7 +28,7 @@ _HEADER_BYTES = 8
 class Checkpoint:
     """The heads of one member at one moment, and the facts of its run."""
 
-    heads: FittedHeads
+    heads: FittedModel
     run: str
     fold: int
     moment: str
@@ -56,9 +58,17 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raw = path.read_bytes()
         document = _metadata(raw)
         fields = {name: document[name] for name in ("run", "fold", "moment", "encoders", "reference_date")}
-        return Checkpoint(heads=FittedHeads.from_arrays(load(raw), document["heads"]), **fields)
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        return Checkpoint(heads=_model(load(raw), document["heads"]), **fields)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
         raise CacheError(f"checkpoint {path} is missing or damaged ({error}): run `vp train-heads` again") from error
+
+
+def _model(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> FittedModel:
+    if metadata["kind"] == "trees":
+        from heads.tree_head import TreeModel  # noqa: PLC0415 - scipy, which additive heads do not need
+
+        return TreeModel.from_arrays(arrays, metadata)
+    return FittedHeads.from_arrays(arrays, metadata)
 
 
 def _metadata(raw: bytes) -> dict[str, Any]:
@@ -66,8 +76,8 @@ def _metadata(raw: bytes) -> dict[str, Any]:
     length = int.from_bytes(raw[:_HEADER_BYTES], "little")
     header = json.loads(raw[_HEADER_BYTES : _HEADER_BYTES + length])
     document = json.loads(header["__metadata__"][_KEY])
-    if document["format"] != FORMAT or document["schema"] != SCHEMA:
-        raise ValueError(f"format {document['format']!r} {document['schema']!r}, not {FORMAT!r} {SCHEMA}")
     if not isinstance(document, dict):
         raise TypeError("its metadata is no JSON object")
+    if document["format"] != FORMAT or document["schema"] != SCHEMA:
+        raise ValueError(f"format {document['format']!r} {document['schema']!r}, not {FORMAT!r} {SCHEMA}")
     return document

@@ -47,8 +47,17 @@ class TrainHeadsConfig(WorkConfig, HeadsConfig):
     """`vp train-heads`."""
 
     model: Annotated[tuple[str, ...], "encoder whose cache is used (default: the only cache there is)", REPEATABLE] = ()
-    modalities: Annotated[tuple[str, ...], "image,text,age (default: what cache and dataset have)"] = ()
-    split: Annotated[Literal["kfold"], "kfold: random folds, as scikit-learn's KFold draws them"] = "kfold"
+    modalities: Annotated[
+        tuple[str, ...], "of image,text,age,channel,words (default: those of the first three that are there)"
+    ] = ()
+    split: Annotated[
+        Literal["kfold", "stratified", "group", "time", "file"],
+        "kfold: random; stratified: by views; group: channels stay whole; time: newest validates; file: --fold-file",
+    ] = "kfold"
+    fold_file: Annotated[Path | None, "CSV with the columns id and fold, for --split file"] = None
+    diagnostics: Annotated[
+        bool, "also score the linear head under harder splits, by year and channel, and test against train"
+    ] = True
     reference_date: Annotated[date | None, "day from which ages count (default: the newest date in the dataset)"] = None
     name: Annotated[str, "name of the run"] = "clip_multimodal"
     device: Annotated[str, "auto, cpu, or cuda"] = "auto"

@@ -1,5 +1,6 @@
 """`vp demo`: draw a small dataset with a known rule, then extract, train-heads, submit and score on it, offline."""
 
+import shlex
 import time
 from pathlib import Path
 
@@ -52,5 +53,7 @@ def demo(config: DemoConfig, progress: Progress) -> Outcome:
     files.append(["submission", path])
     facts = {"seconds": time.monotonic() - start, "extract": extracted.facts, "train_heads": metrics}
     facts |= {"submit": submitted.facts, "score": scored.facts, "rule": vars(rule)}
+    places = f"--data {shlex.quote(str(data))} --work {shlex.quote(str(work))}"
+    following = f"vp train-heads {places} --modalities text,age --name no_image"
     summary = [*table(errors), "", *table(lines), "", *(f"{name:<11} {path}" for name, path in files)]
-    return Outcome(summary, facts, f"vp train-heads --data {data} --work {work} --modalities text,age --name no_image")
+    return Outcome(summary, facts, following)

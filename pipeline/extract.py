@@ -30,6 +30,8 @@ CPU_ROWS_PER_SHARD, GPU_ROWS_PER_SHARD = 256, 1024
 
 BAD_ROWS_SHOWN = 5
 
+WORTH_A_BAR_BYTES = 1_000_000
+
 
 def extract(config: ExtractConfig, progress: Progress) -> Outcome:
     """Encode every thumbnail and text that is not in the cache yet.
@@ -67,11 +69,14 @@ def _resolve(
     config: ExtractConfig, workspace: Workspace, earlier: CachePlan | None, progress: Progress
 ) -> EncoderConfig:
     """The encoder, at the commit that the cache was begun with, whatever the hub offers today."""
-    told = 0
+    told, announced = 0, 0
 
     def on_progress(done_bytes: int, total_bytes: int) -> None:
-        nonlocal told
-        if told == 0:
+        nonlocal told, announced
+        if total_bytes < WORTH_A_BAR_BYTES:  # the small files come first, and the total is not known before
+            return
+        if total_bytes != announced:
+            told, announced = 0, total_bytes
             progress.begin(f"downloading {config.model}", total_bytes, "bytes")
         progress.advance(done_bytes - told)
         told = done_bytes

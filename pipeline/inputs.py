@@ -1,18 +1,23 @@
 """From caches and tables to what the heads see: one block per modality, aligned by video id."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Int64, UInt8
 
+from features.dates import calendar_columns
 from features.errors import CacheError, UsageError
 from features.store import EmbeddingStore
 from features.videos import VideoTable
-from heads.inputs import Block, Inputs
+from features.words import hashed_words
+from heads.inputs import AnyBlock, Block, Category, Inputs, Words
 from pipeline.workspace import Workspace
 
-AGE = "age"
-ENCODED = ("image", "text")
+AGE, CHANNEL, WORDS = "age", "channel", "words"
+FROM_TABLE = (AGE, CHANNEL, WORDS)
+"""Modalities that need no encoder: they are read from the table alone."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +29,17 @@ class Source:
     tag: str = ""
 
 
+@dataclass(frozen=True, eq=False)
+class Gathered:
+    """What the heads see, which encoder (hex) made each cache, and digests of the thumbnails if a cache has them."""
+
+    inputs: Inputs
+    encoders: Mapping[str, str]
+    thumbnail_digest: UInt8[np.ndarray, "video 16"] | None
+
+
 def choose_sources(
-    workspace: Workspace, tags: Sequence[str], wanted: Sequence[str], *, has_age: bool
+    workspace: Workspace, tags: Sequence[str], wanted: Sequence[str], videos: VideoTable
 ) -> tuple[Source, ...]:
     """The modalities to train on: those asked for, or everything that the caches and the dates give.
 
@@ -36,30 +50,25 @@ def choose_sources(
     UsageError
         A modality that is not known, or that neither the caches nor the dataset have.
     """
-    needs_cache = not wanted or any(name != AGE for name in wanted)
+    needs_cache = not wanted or any(name not in FROM_TABLE for name in wanted)
     tags = (tags or [workspace.only_cache()]) if needs_cache else []
     there = []
     for tag in tags:
-        store = EmbeddingStore.open(workspace.cache(tag, "train_val"))
+        store = EmbeddingStore.open(workspace.cache(tag, videos.split))
         there += [Source(kind if len(tags) == 1 else f"{kind}@{tag}", kind, tag) for kind in store.plan.dims]
-    if has_age:
-        there.append(Source(AGE, AGE))
+    there += [Source(kind, kind) for kind in _in_table(videos)]
     if not wanted:
-        return tuple(there)
-    chosen = tuple(source for source in there if source.modality in wanted or source.kind in wanted)
-    missing = [
-        name for name in wanted if name not in {word for source in there for word in (source.modality, source.kind)}
-    ]
+        return tuple(source for source in there if source.kind not in (CHANNEL, WORDS))
+    known = {word for source in there for word in (source.modality, source.kind)}
+    missing = [name for name in wanted if name not in known]
     if missing:
-        known = ", ".join(source.modality for source in there)
-        raise UsageError(f"--modalities names {', '.join(missing)}, but there are only {known}")
-    return chosen
+        listed = ", ".join(source.modality for source in there)
+        raise UsageError(f"--modalities names {', '.join(missing)}, but there are only {listed}")
+    return tuple(source for source in there if source.modality in wanted or source.kind in wanted)
 
 
-def gather(
-    workspace: Workspace, sources: Sequence[Source], videos: VideoTable, reference: np.datetime64
-) -> tuple[Inputs, dict[str, str]]:
-    """Read the caches once into memory; returns the inputs, and what encoder (hex) each cache was made by.
+def gather(workspace: Workspace, sources: Sequence[Source], videos: VideoTable, reference: np.datetime64) -> Gathered:
+    """Read the caches once into memory, and everything else that the sources name.
 
     Raises
     ------
@@ -70,14 +79,39 @@ def gather(
         tag: EmbeddingStore.open(workspace.cache(tag, videos.split))
         for tag in dict.fromkeys(source.tag for source in sources if source.tag)
     }
-    blocks = []
+    blocks: list[AnyBlock] = []
+    thumbnail_digest = None
     for source in sources:
-        if source.kind == AGE:
-            blocks.append(Block.scalar(source.modality, videos.ages_years(reference)))
+        if not source.tag:
+            blocks.append(_from_table(source, videos, reference))
             continue
         store = stores[source.tag]
         if source.kind not in store.plan.dims:
             raise CacheError(f"the cache in {store.folder} has no {source.kind}: run `vp extract --model {source.tag}`")
         embeddings = store.read(source.kind).aligned(videos.ids)
         blocks.append(Block.embedding(source.modality, embeddings.vectors, embeddings.present))
-    return Inputs(tuple(blocks)), {tag: store.plan.encoder for tag, store in stores.items()}
+        if source.kind == "image":
+            thumbnail_digest = embeddings.source_digest
+    return Gathered(Inputs(tuple(blocks)), {tag: store.plan.encoder for tag, store in stores.items()}, thumbnail_digest)
+
+
+def _in_table(videos: VideoTable) -> list[str]:
+    """Which modalities the table itself gives."""
+    there = {AGE: not np.isnat(videos.newest()), CHANNEL: any(videos.channel), WORDS: videos.has_text}
+    return [kind for kind, is_there in there.items() if is_there]
+
+
+def _from_table(source: Source, videos: VideoTable, reference: np.datetime64) -> AnyBlock:
+    if source.kind == AGE:
+        return Block.scalar(source.modality, videos.ages_years(reference), calendar_columns(videos.published))
+    if source.kind == CHANNEL:
+        present = np.array([bool(name) for name in videos.channel])
+        return Category(modality=source.modality, codes=_codes(videos.channel), present=present)
+    counts = hashed_words(videos)
+    return Words(modality=source.modality, counts=counts, present=np.diff(counts.indptr) > 0)
+
+
+def _codes(names: Sequence[str]) -> Int64[np.ndarray, " video"]:
+    """A number for each name that is the same in every table and on every machine."""
+    codes = {name: hashlib.blake2b(name.encode(), digest_size=8).digest() for name in dict.fromkeys(names)}
+    return np.array([int.from_bytes(codes[name], "big", signed=True) for name in names], dtype=np.int64)

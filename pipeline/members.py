@@ -43,16 +43,16 @@ def fold_members(workspace: Workspace, run: Run, videos: VideoTable, moment: Mom
         A checkpoint or a cache is missing or damaged, or the videos were embedded by another encoder than the run's.
     """
     heads = [run.checkpoint(fold, moment).heads for fold in range(run.n_folds)]
-    sources = [Source(**source) for source in run.record["sources"]]
-    inputs, encoders = gather(workspace, sources, videos, np.datetime64(run.record["reference_date"]))
-    for tag, encoder in encoders.items():
-        trained_on = run.record["encoders"][tag]
+    sources = [Source(**source) for source in run.part("sources")]
+    gathered = gather(workspace, sources, videos, np.datetime64(run.part("reference_date")))
+    for tag, encoder in gathered.encoders.items():
+        trained_on = run.part("encoders")[tag]
         if encoder != trained_on:
             raise CacheError(
                 f"run {run.name} was trained on vectors of encoder {tag} {trained_on[:12]}, but the {videos.split} "
                 f"cache was made by {encoder[:12]}: run `vp extract` and `vp train-heads` again"
             )
-    predictions = np.stack([member.predict(inputs) for member in heads])
+    predictions = np.stack([member.predict(gathered.inputs) for member in heads])
     return Members([f"fold_{fold}" for fold in range(run.n_folds)], predictions)
 
 
@@ -61,7 +61,7 @@ def run_members(workspace: Workspace, runs: Sequence[Run], videos: VideoTable, m
     predictions = []
     for run in runs:
         folds = fold_members(workspace, run, videos, moment)
-        predictions.append(combine(folds.log_views, "mean", space=space, target=Target(run.record["target"])))
+        predictions.append(combine(folds.log_views, "mean", space=space, target=Target(run.part("target"))))
     return Members([run.name for run in runs], np.stack(predictions))
 
 
@@ -92,8 +92,10 @@ def given_weights(texts: Sequence[str], names: Sequence[str]) -> Float64[np.ndar
 
 def fold_weights(run: Run, moment: Moment) -> Float64[np.ndarray, " fold"]:
     """Inverse to each fold's validation error, which tells how hard a fold was as well as how good its member is."""
-    metrics = run.read_json("metrics.json")
-    return inverse_msle_weights(np.array(metrics["fold_msle" if moment == "best" else "fold_msle_final"]))
+    errors = np.array(run.read_json("metrics.json")["fold_msle" if moment == "best" else "fold_msle_final"])
+    if not (errors > 0).all():
+        raise UsageError(f"a fold of run {run.name} has no error at all, so nothing is inverse to it: give --weights")
+    return inverse_msle_weights(errors)
 
 
 def stacked_weights(runs: Sequence[Run], moment: Moment) -> tuple[Float64[np.ndarray, " run"], dict[str, Any]]:

@@ -5,14 +5,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from features.csv_rows import open_csv, shown
 from features.errors import DataError, UsageError
 from features.progress import Progress
+from features.videos import exact_number
 from heads.metrics import score as metrics_of
 from heads.targets import Target
 from pipeline.config import ScoreConfig
 from pipeline.outcome import Outcome, table
 
 SHOWN_IDS = 5
+HEADER = ("ID", "views")
+"""What a submission's columns are called unless a sample says otherwise; their order is what counts."""
 
 
 def score(config: ScoreConfig, progress: Progress) -> Outcome:
@@ -25,8 +29,8 @@ def score(config: ScoreConfig, progress: Progress) -> Outcome:
     """
     if config.submission is None or config.truth is None:
         raise UsageError("give both files: vp score --submission SUBMISSION.csv --truth TRUE_VIEWS.csv")
-    predicted = _read(config.submission, position=1)
-    true = _read(config.truth, position="views")
+    predicted = _read(config.submission, is_submission=True)
+    true = _read(config.truth, is_submission=False)
     missing = true.index.difference(predicted.index)
     if len(missing):
         raise DataError(f"{config.submission} lacks {len(missing)} ids of {config.truth}: {_some(missing)}")
@@ -41,25 +45,29 @@ def score(config: ScoreConfig, progress: Progress) -> Outcome:
     return Outcome(lines, {"rows": len(true), **metrics})
 
 
-def _read(path: Path, position: int | str) -> pd.Series:
-    """Ids and one column of numbers, ids exactly as they are written."""
-    try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (OSError, ValueError) as error:  # pandas' parser and encoding errors are ValueErrors
-        raise DataError(f"{path} is not readable as CSV: {error}") from error
-    names = {name.lower(): name for name in frame.columns}
-    if "id" not in names or (isinstance(position, str) and position not in names):
-        raise DataError(f"{path} needs the columns id and views, it has {', '.join(frame.columns)}")
-    column = names[position] if isinstance(position, str) else frame.columns[position]
-    numbers = pd.to_numeric(frame[column], errors="coerce")
-    bad = np.flatnonzero(~(np.isfinite(numbers) & (numbers >= 0)))
-    if bad.size:
-        lines = ", ".join(str(row + 2) for row in bad[:SHOWN_IDS])
-        raise DataError(f"{path}: {column} must be a number of 0 or more, it is not in {bad.size} rows (row {lines})")
-    ids = frame[names["id"]]
-    if ids.duplicated().any():
-        raise DataError(f"{path}: ids must occur once, however: {_some(ids[ids.duplicated()])} occur again")
-    return pd.Series(numbers.to_numpy(np.float64), index=ids.to_numpy())
+def _read(path: Path, *, is_submission: bool) -> pd.Series:
+    """Ids exactly as they are written, and their views: the two columns of a submission, or those of these names."""
+    csv = open_csv(path)
+    names = [name.lower() for name in csv.header]
+    if is_submission and len(names) == len(HEADER) and "id" not in names[1:]:
+        id_at, views_at = 0, 1
+    elif not is_submission and "id" in names and "views" in names:
+        id_at, views_at = names.index("id"), names.index("views")
+    else:
+        wanted = "two columns, first id, then views" if is_submission else "the columns id and views"
+        raise DataError(f"{path} needs {wanted}, it has {csv.names}")
+    views: dict[str, float] = {}
+    for row in csv.rows():
+        id_, cell = row.fields[id_at], row.fields[views_at]
+        number = exact_number(cell)
+        if number is None or number < 0:
+            raise DataError(f"{path}, line {row.line}: views must be a number of 0 or more, however: {shown(cell)}")
+        if id_ in views:
+            raise DataError(f"{path}, line {row.line}: ids must occur once, however {shown(id_)} occurs again")
+        views[id_] = float(number)
+    if not views:
+        raise DataError(f"{path} must hold at least one row below its header")
+    return pd.Series(views, dtype=np.float64)
 
 
 def _some(ids: "pd.Index | pd.Series") -> str:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,9 +24,9 @@ from pipeline.dataset import read_dataset, require_test
 from pipeline.members import Members, fold_members, fold_weights, given_weights, run_members, stacked_weights
 from pipeline.outcome import Outcome, table
 from pipeline.runs import Run, only_run, open_run
+from pipeline.score import HEADER
 from pipeline.workspace import Workspace
 
-HEADER = ("ID", "views")
 SHIFT_WORTH_A_WARNING = 1.5
 """Difference in mean log views between the submission and the training videos: a factor of 4.5."""
 
@@ -40,6 +41,8 @@ def submit(config: SubmitConfig, progress: Progress) -> Outcome:
     """
     workspace = Workspace(config.work)
     names = config.run or (only_run(workspace.runs),)
+    if len(set(names)) < len(names):
+        raise UsageError(f"--run must name each run once, however: {', '.join(names)}")
     runs = [open_run(workspace.run(name)) for name in names]
     target = _common_target(runs)
     videos = require_test(read_dataset(config, progress), config)
@@ -62,11 +65,13 @@ def submit(config: SubmitConfig, progress: Progress) -> Outcome:
     lines += [[n, f"{m:.3f}", f"{w:.3f}"] for n, m, w in zip(members.names, means, shares, strict=True)]
     done = f"{len(rows)} videos, {config.method} of {len(members.names)} members -> {path}"
     outcome_facts = {"path": str(path), "rows": len(rows), **info}
-    return Outcome([*table(lines), done], outcome_facts, f"vp score --submission {path} --truth TRUE_VIEWS.csv")
+    return Outcome(
+        [*table(lines), done], outcome_facts, f"vp score --submission {shlex.quote(str(path))} --truth TRUE_VIEWS.csv"
+    )
 
 
 def _common_target(runs: Sequence[Run]) -> Target:
-    kinds = {run.record["target"] for run in runs}
+    kinds = {run.part("target") for run in runs}
     if len(kinds) > 1:
         raise CacheError(f"runs with different --target cannot be combined: {', '.join(sorted(kinds))}")
     return Target(kinds.pop())
@@ -147,12 +152,12 @@ def _info(
     log_views: Float64[np.ndarray, " video"],
 ) -> dict[str, Any]:
     """Everything needed to make the file again, and how it compares with the training videos."""
-    trained = runs[0].record["training_log_views"]
+    trained = runs[0].part("training_log_views")
     return {
         "method": config.method,
         "space": config.space,
         "checkpoint": config.checkpoint,
-        "runs": {run.name: {"folds": run.record["folds"], "checkpoints": run.checkpoint_digests} for run in runs},
+        "runs": {run.name: {"folds": run.part("folds"), "checkpoints": run.checkpoint_digests} for run in runs},
         "members": list(members.names),
         "weights": None if weights is None else dict(zip(members.names, weights.tolist(), strict=True)),
         "n_models": len(members.names),

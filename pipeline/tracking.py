@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from features import durable
 from features.progress import Progress
-from heads.training import EpochRecord
+from heads.members import EpochRecord
 
 PROJECT = "vp"
 
@@ -37,18 +38,18 @@ class RunLog:
         values |= {f"{fold}/weights/{modality}": weight for modality, weight in record.weights.items()}
         values |= {f"{fold}/raw_weights/{modality}": weight for modality, weight in record.raw_weights.items()}
         self._write(values)
+        if self._wandb is not None:
+            self._guarded(lambda: self._wandb.log(dict(values)))
 
     def result(self, values: Mapping[str, Any]) -> None:
         """What a fold or the whole run ended with."""
         self._write(values)
-        if self._wandb is not None:
+        if self._wandb is not None:  # a result is one number, no curve: it goes to the summary alone
             self._guarded(lambda: self._wandb.summary.update(dict(values)))
 
     def _write(self, values: Mapping[str, Any]) -> None:
         self._lines.write(json.dumps(values) + "\n")
         self._lines.flush()
-        if self._wandb is not None:
-            self._guarded(lambda: self._wandb.log(dict(values)))
 
     def _guarded(self, call: Any) -> None:
         try:
@@ -69,24 +70,30 @@ def run_log(
         with file.open("w", encoding="utf-8") as lines:
             yield RunLog(lines, wandb_run, progress)
         failed = False
+    except OSError as error:
+        raise durable.storage_error(file, error) from error
     finally:
         if wandb_run is not None:
-            with contextlib.suppress(Exception):  # the result is on disk; wandb has told what it could
-                wandb_run.finish(exit_code=int(failed))
+            _finish(wandb_run, exit_code=int(failed))
 
 
 def _start_wandb(mode: str, name: str, folder: Path, config: Mapping[str, Any], progress: Progress) -> Any:
+    run: Any = None
     try:
         import wandb  # noqa: PLC0415 - heavy, and only needed when asked for
-    except ImportError:
-        progress.warn("wandb is not installed (pip install wandb): metrics.jsonl is written all the same")
-        return None
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
+
+        folder.mkdir(parents=True, exist_ok=True)
         run = wandb.init(project=PROJECT, name=name, mode=mode, dir=folder, config=dict(config))  # type: ignore[arg-type]
         run.define_metric("epoch")
         run.define_metric("fold_*", step_metric="epoch")
-    except Exception as error:  # noqa: BLE001 - no network, no key, no disk: training matters more
+    except Exception as error:  # noqa: BLE001 - not installed, no network, no key, no disk: training matters more
         progress.warn(f"Weights & Biases did not start ({error}): metrics.jsonl is written all the same")
+        if run is not None:
+            _finish(run, exit_code=1)
         return None
     return run
+
+
+def _finish(run: Any, exit_code: int) -> None:
+    with contextlib.suppress(Exception):  # the result is on disk; wandb has told what it could
+        run.finish(exit_code=exit_code)

@@ -45,6 +45,10 @@ class Workspace:
         """The submission made from one run (or several, joined by '+')."""
         return self.root / "submissions" / f"{name}_ensemble_{method}.csv"
 
+    def has_cache(self, tag: str, split: str) -> bool:
+        """Whether the cache of one split is finished."""
+        return (self.cache(tag, split) / MANIFEST).exists()
+
     def cache_tags(self) -> list[str]:
         """The encoders that have a cache of the training videos, finished or not."""
         if not self.embeddings.is_dir():

@@ -22,13 +22,15 @@ import cli
 from features import durable
 from features.errors import CacheError, LockedError
 from features.lock import writer_lock
+from heads.folds import from_table
 from pipeline.checkpoint import read_checkpoint
 from pipeline.drawn_dataset import draw_dataset
 from pipeline.members import given_weights
 from pipeline.runs import open_run
 
 RUN = Path("work/runs/clip_multimodal")
-QUICK = ("--epochs", "2", "--hidden-dim", "8", "--batch-size", "8", "--quiet")
+SMALL = ("--epochs", "2", "--hidden-dim", "8", "--batch-size", "8", "--quiet")
+QUICK = ("--head", "mlp", "--no-diagnostics", *SMALL)
 CODE = "from cli import app; app()"
 
 
@@ -435,6 +437,66 @@ def test_a_bug_keeps_its_traceback(job, monkeypatch):
     result = CliRunner().invoke(cli.app, ["submit"])
     assert result.exit_code == 1
     assert isinstance(result.exception, ZeroDivisionError)
+
+
+def test_what_the_table_tells_is_trained_on_and_submitted_like_an_embedding(job):
+    result = vp("train-heads", "--head", "linear", "--modalities", "text,channel,words,age", *SMALL, "--json")
+    assert result.exit_code == 0, result.output
+    assert list(last_json(result)["weights"]) == ["text", "age", "channel", "words"]
+    assert vp("submit").exit_code == 0
+    assert len(np.unique(submission()["views"])) == 8
+
+
+@pytest.mark.parametrize("head", ["linear", "trees"])
+def test_a_head_that_is_solved_gives_the_same_bytes_again(job, head):
+    written = []
+    for _ in range(2):
+        trained = vp("train-heads", "--head", head, "--modalities", "text,age,channel", "--no-diagnostics", *SMALL)
+        assert trained.exit_code == 0, trained.output
+        assert vp("submit").exit_code == 0
+        table = Path("work/submissions/clip_multimodal_ensemble_mean.csv").read_bytes()
+        written.append({path.name: path.read_bytes() for path in (RUN / "checkpoints").iterdir()} | {"table": table})
+    assert written[0] == written[1]
+    assert len(written[0]) == 7
+
+
+@pytest.mark.parametrize(("split", "seed", "expanding"), [("group", 42, False), ("time", None, True)])
+def test_a_plan_is_saved_and_rows_that_nobody_validated_have_no_prediction(job, split, seed, expanding):
+    which = ("--head", "linear", "--modalities", "age,channel", "--split", split)
+    result = vp("train-heads", *which, "--no-diagnostics", *SMALL, "--json")
+    assert result.exit_code == 0, result.output
+    run = open_run(RUN)
+    saved = pd.read_csv(RUN / "folds.csv", dtype={"id": str})
+    plan = from_table(saved["fold"].to_numpy(), split=split, seed=seed, expanding=expanding)
+    digest = plan.digest(saved["id"].tolist())
+    assert run.part("folds") == {"split": split, "n": 3, "seed": seed, "expanding": expanding, "digest": digest}
+    oof = pd.read_csv(RUN / "oof.csv", dtype={"id": str})
+    assert oof[["id", "fold"]].equals(saved)
+    unvalidated = oof["fold"] < 0
+    assert unvalidated.any() == expanding
+    for column in ("log_pred_best", "log_pred_final", "contribution_age", "contribution_channel"):
+        assert oof[column].isna().equals(unvalidated)
+    assert np.mean((oof["log_pred_best"] - oof["log_views"]) ** 2) == pytest.approx(last_json(result)["oof_msle"])
+    assert vp("submit").exit_code == 0
+
+
+def test_metrics_hold_importance_intervals_coverage_and_diagnostics_unless_those_are_not_wanted(job):
+    which = ("--head", "linear", "--modalities", "age,channel")
+    told = vp("train-heads", *which, *SMALL)
+    full = open_run(RUN).read_json("metrics.json")
+    silent = vp("train-heads", *which, "--no-diagnostics", *SMALL)
+    brief = open_run(RUN).read_json("metrics.json")
+    assert full.keys() - brief.keys() == {"diagnostics"}
+    assert brief == {key: full[key] for key in brief} | {"seconds": brief["seconds"]}
+    assert ("MSLE by split" in told.stdout, "MSLE by split" in silent.stdout) == (True, False)
+    assert list(full["importance"]) == ["age", "channel"]
+    assert [band["level"] for band in full["intervals"]["pooled"]] == [0.5, 0.9]
+    assert [level["overall"]["rows"] for level in full["coverage"]] == [30, 30]
+    diagnostics = full["diagnostics"]
+    assert diagnostics["linear_msle_by_split"].keys() == {"kfold", "group", "time"}
+    assert diagnostics["test_against_train_auc"].keys() == {"age", "channel"}
+    assert sum(entry["rows"] for entry in diagnostics["error_by_channel"]) == 30
+    assert sum(entry["rows"] for entry in diagnostics["error_by_year"]) == 30
 
 
 def test_the_demo_finds_the_rule_it_drew(tmp_path, monkeypatch):

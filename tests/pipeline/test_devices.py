@@ -1,0 +1,79 @@
+"""Devices: the first GPU if there is one, and never one that is not there."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from features.errors import UsageError
+from pipeline.devices import auto_precision, choose_device
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A machine with as many GPUs as a test asks for; torch itself takes seconds to load and sees none here."""
+
+    def has(n_gpus):
+        monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=SimpleNamespace(device_count=lambda: n_gpus)))
+
+    return has
+
+
+@pytest.mark.parametrize(
+    ("n_gpus", "wanted", "gpus", "device"),
+    [
+        (0, "auto", (), "cpu"),
+        (0, "cpu", (), "cpu"),
+        (2, "auto", (), "cuda:0"),
+        (2, "cpu", (), "cpu"),
+        (2, "cuda", (), "cuda:0"),
+        (2, "cuda:1", (), "cuda:1"),
+        (2, "auto", (1,), "cuda:1"),
+        (2, "cuda", (1, 0), "cuda:1"),
+    ],
+)
+def test_a_device_that_is_there_is_chosen(machine, n_gpus, wanted, gpus, device):
+    machine(n_gpus)
+    assert choose_device(wanted, gpus) == device
+
+
+@pytest.mark.parametrize(
+    ("n_gpus", "wanted", "gpus", "said"),
+    [
+        (0, "cuda", (), "cuda:0; available: cpu"),
+        (0, "auto", (0, 1), "cuda:0, cuda:1; available: cpu"),
+        (2, "auto", (0, 2, 7), "cuda:2, cuda:7; available: cuda:0, cuda:1, cpu"),
+        (2, "auto", (-1,), "cuda:-1; available: cuda:0, cuda:1, cpu"),
+        (2, "cuda:2", (), "cuda:2; available: cuda:0, cuda:1, cpu"),
+        (2, "tpu", (), "tpu; available: cuda:0, cuda:1, cpu"),
+    ],
+)
+def test_one_that_is_not_there_is_told_with_those_that_are(machine, n_gpus, wanted, gpus, said):
+    machine(n_gpus)
+    with pytest.raises(UsageError) as told:
+        choose_device(wanted, gpus)
+    assert str(told.value) == f"no device {said} (try --device cpu)"
+
+
+def test_gpus_and_the_cpu_exclude_each_other(machine):
+    machine(1)
+    with pytest.raises(UsageError, match="--gpus and --device cpu exclude each other"):
+        choose_device("cpu", (0,))
+
+
+@pytest.mark.parametrize(
+    ("device", "flags", "precision"),
+    [
+        ("cuda:0", "fpu avx2", "bf16"),
+        ("cpu", "fpu avx2 avx512f", "fp32"),
+        ("cpu", "fpu avx2 avx512f avx512_bf16", "bf16"),
+        ("cpu", "fpu amx_bf16 amx_tile", "bf16"),
+        ("cpu", None, "fp32"),
+    ],
+)
+def test_only_what_computes_in_bf16_is_asked_to(monkeypatch, tmp_path, device, flags, precision):
+    cpuinfo = tmp_path / "cpuinfo"
+    if flags is not None:
+        cpuinfo.write_text(f"processor : 0\nmodel name : made by “us”\nflags : {flags}\n", encoding="utf-8")
+    monkeypatch.setattr("pipeline.devices.Path", {"/proc/cpuinfo": cpuinfo}.__getitem__)
+    assert auto_precision(device) == precision
