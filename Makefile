@@ -34,7 +34,7 @@ fmt: $(INSTALLED)  ## format the code and mend what lint can mend
 	$(BIN)/ruff check --fix .
 
 bench: $(INSTALLED)  ## how fast the heads train, against a library and this machine's own matrix product
-	$(BIN)/python benchmarks/heads.py
+	$(BIN)/python benchmarks/compare_heads.py
 	$(BIN)/python benchmarks/heads_mlp.py
 
 clean:  ## remove the environment and every cache of tools

@@ -3,6 +3,7 @@
     AsIs           an embedding, column by column
     Knots          a number between knots (an embedding layer reads the result), and columns beside it
     CategoryMeans  a category as the shrunken mean of its training rows, and whether it is known at all
+    TfIdf          words, sparse, weighed by how few videos have them
     Projection     columns of another reader, projected on a few components
 
 Whatever depends on targets is read out of fold for the training rows themselves, or they would know their answers.

@@ -1,6 +1,6 @@
 """Time and out-of-fold MSLE of every kind of head, and of a library's ridge in a loop, on the same folds.
 
-    .venv/bin/python benchmarks/heads.py [--rows 20000] [--dim 768] [--heads linear,hybrid,trees,library]
+    .venv/bin/python benchmarks/compare_heads.py [--rows 20000] [--dim 768] [--heads linear,hybrid,trees,library]
 
 Drawn embeddings have a spectrum like CLIP's: few directions hold most of the variance. Views depend on all modalities,
 mostly linearly, with one bend and one product of image and text. Times are wall and CPU seconds of the fit alone.
