@@ -4,7 +4,8 @@ Done is what the folder holds and verifies; nothing else records progress, so no
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -174,11 +175,12 @@ def _make_missing(
     encoder = watch.timed("load", lambda: recipe.load_encoder(kinds))
     maker = _ShardMaker(table, recipe, before, ShardEncoder(encoder, recipe.batch_size, watch))
     progress.begin(f"{table.split} {' and '.join(kinds)}", sum(shard.rows for shard in before.missing), "vectors")
-    for planned in before.missing:
-        rows = maker.encode(planned)
-        made[planned.kind, planned.index] = watch.timed("write", partial(maker.write, planned, rows))
-        copied += rows.copied
-        progress.advance(planned.rows, bad=len(_bad(rows.status)), bottleneck=watch.bottleneck)
+    with closing(maker):
+        for planned in before.missing:
+            rows = maker.encode(planned)
+            made[planned.kind, planned.index] = watch.timed("write", partial(maker.write, planned, rows))
+            copied += rows.copied
+            progress.advance(planned.rows, bad=len(_bad(rows.status)), bottleneck=watch.bottleneck)
     progress.end()
     return made, copied
 
@@ -191,6 +193,14 @@ class _ShardMaker:
         self._folder = before.survey.folder
         self._earlier = {kind: EarlierVectors(before, kind) for kind in before.plan.dims}
         self._feed = self._thumbnails([shard for shard in before.missing if shard.kind == "image"])
+
+    def close(self) -> None:
+        """End the threads that read thumbnails.
+
+        Left to the garbage collector, they would be waited for wherever it happens to run, even inside the start of
+        another thread, which then waits for itself.
+        """
+        self._feed.close()
 
     def encode(self, planned: PlannedShard) -> EncodedRows:
         """The vectors of one shard."""
@@ -219,7 +229,7 @@ class _ShardMaker:
         texts = self._table.texts(planned.start, planned.stop)
         return [self._recipe.read_prompt(text.title, text.description) for text in texts]
 
-    def _thumbnails(self, shards: Sequence[PlannedShard]) -> Iterator[Thumbnail]:
+    def _thumbnails(self, shards: Sequence[PlannedShard]) -> Generator[Thumbnail, None, None]:
         rows = (row for shard in shards for row in range(shard.start, shard.stop))
         ahead = 2 * self._plan.batch_size
         return read_ahead(

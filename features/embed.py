@@ -6,7 +6,7 @@ shapes give bit-equal vectors whatever else is in the batch, and other shapes do
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -88,8 +88,13 @@ class Stopwatch:
         return max(self.seconds.keys() - {"load"}, key=lambda part: self.seconds[part], default="")
 
 
-def read_ahead(rows: Iterable[Row], read: Callable[[Row], Item], workers: int, ahead: int) -> Iterator[Item]:
-    """Map `read` over rows in order, on threads, at most `ahead` rows before they are asked for."""
+def read_ahead(
+    rows: Iterable[Row], read: Callable[[Row], Item], workers: int, ahead: int
+) -> Generator[Item, None, None]:
+    """Map `read` over rows in order, on threads, at most `ahead` rows before they are asked for.
+
+    Close it if it is not read to its end.
+    """
     with ThreadPoolExecutor(workers, thread_name_prefix="feed") as pool:
         queue: deque[Future[Item]] = deque()
         try:
