@@ -9,6 +9,7 @@ member has chosen when it stopped. Both may be epoch 0, so the networks never ha
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Float64
@@ -26,6 +27,9 @@ from heads.pack import Start
 from heads.ridge import Problem
 from heads.targets import Target
 from heads.training import Course, OnEpoch, run_courses
+
+NARROWER = 4
+"""The networks are this much narrower than `--head mlp`'s: the same error at a third of the time."""
 
 COMPONENTS = 128
 """Components of an embedding, or of words, that the networks see."""
@@ -45,7 +49,8 @@ def fit_hybrid(
     problem = Problem(inputs, log_views, plan, np.ones(len(log_views)), config.seed)
     linear = solve(problem, target, search=config.search)
     starts = {member.fold: _start(problem, member, config) for member in linear.members}
-    courses = run_courses(inputs, log_views, plan, config, device=device, on_epoch=on_epoch, starts=starts)
+    narrow = replace(config, hidden_dim=max(config.hidden_dim // NARROWER, 2))
+    courses = run_courses(inputs, log_views, plan, narrow, device=device, on_epoch=on_epoch, starts=starts)
     stops = [_stop(courses, fold) for fold in range(plan.n_folds)]
     members = [
         _combined(course, member.final, stop, problem, target)

@@ -17,7 +17,7 @@ from heads.linear import fit_linear
 from heads.members import EpochRecord, Training
 from heads.metrics import msle
 
-CONFIG = HeadsConfig(head="hybrid", epochs=10, lr=1e-2, hidden_dim=16, batch_size=64, seed=3, search=False)
+CONFIG = HeadsConfig(head="hybrid", epochs=10, lr=1e-2, hidden_dim=64, batch_size=64, seed=3, search=False)
 
 PLAN = FoldPlan(
     fold_of=np.random.default_rng(0).permutation(np.repeat(np.arange(3, dtype=np.int32), [40, 80, 180])),
