@@ -26,7 +26,10 @@ WORDS_POLICY: dict[str, Any] = {
 }
 """What decides the counts."""
 
-_WORD = re.compile(r"\w\w+|[^\w\s]")  # emoji are words of one character; a single letter says nothing
+# \w leaves out the marks that are part of a word (accents, Hebrew and Arabic points, the vowel signs of Indic scripts,
+# Thai and Khmer): with \w alone nothing but its vowel signs is left of a Bengali title.
+_MARKS = r"\u0300-\u036f\u0591-\u05c7\u0610-\u061a\u064b-\u065f\u0900-\u109f\u1780-\u17ff\u200c\u200d"
+_WORD = re.compile(rf"[\w{_MARKS}]{{2,}}|[^\w\s]")  # emoji are words of one character; a single letter says nothing
 
 
 def hashed_words(table: VideoTable) -> Any:

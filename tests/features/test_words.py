@@ -73,6 +73,11 @@ def test_a_word_of_a_description_has_another_column_than_in_a_title():
     assert columns_of("", "cake") == {133748: 1, 183027: 1}  # as a word: 2676 + COLUMNS; and as a whole line
 
 
+@pytest.mark.parametrize("word", ["বাংলা", "हिन्दी", "தமிழ்", "ภาษาไทย", "မြန်မာ", "ភាសាខ្មែរ", "مُحَمَّد", "שָׁלוֹם"])
+def test_a_word_with_vowel_signs_is_one_word(word):
+    assert list(columns_of(word).values()) == [1]
+
+
 @drawn
 @given(texts=TEXTS)
 def test_titles_fill_the_first_half_of_the_columns_and_descriptions_the_second(texts):
