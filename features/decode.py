@@ -85,10 +85,25 @@ class _Refused(Exception):  # noqa: N818 - not an error: it carries a verdict fr
 
 def decode_file(path: Path) -> Decoded:
     """Read one image file as RGB; a status other than OK says why there are no pixels."""
-    source_sha256 = NO_SOURCE
+    return decode_bytes(read_source(path))
+
+
+def read_source(source: Path | Status) -> bytes | Status:
+    """The bytes of a regular file of a sane size, or why there are none; a Status passes through."""
+    if isinstance(source, Status):
+        return source
     try:
-        data = _read_regular_file(path)
-        source_sha256 = hashlib.sha256(data).digest()[:16]
+        return _read_regular_file(source)
+    except _Refused as refused:
+        return refused.status
+
+
+def decode_bytes(data: bytes | Status) -> Decoded:
+    """Decode the bytes of a file; a Status passes through."""
+    if isinstance(data, Status):
+        return Decoded(None, data, NO_SOURCE)
+    source_sha256 = hashlib.sha256(data).digest()[:16]
+    try:
         return Decoded(_decode(data), Status.OK, source_sha256)
     except _Refused as refused:
         return Decoded(None, refused.status, source_sha256)

@@ -5,21 +5,21 @@ shapes give bit-equal vectors whatever else is in the batch, and other shapes do
 """
 
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float16, Float32, Int64, UInt8
 
+from features.errors import WorkersFailedError
 from features.preprocess import Thumbnail
 from features.status import Status
 from features.texts import Prompt
 
-Row = TypeVar("Row")
 Item = TypeVar("Item")
 
 TOKEN_STEP = 8
@@ -68,6 +68,26 @@ class EncodedRows:
     notes: Mapping[str, int]
     copied: int
 
+    @classmethod
+    def without_vector(cls, status: Status, source_digest: bytes, dim: int) -> "EncodedRows":
+        """One row that has no vector."""
+        digest = np.frombuffer(source_digest, np.uint8).reshape(1, 16)
+        return cls(np.zeros((1, dim), np.float16), np.array([status], np.uint8), digest, {}, copied=0)
+
+    @classmethod
+    def joined(cls, pieces: "Sequence[EncodedRows]") -> "EncodedRows":
+        """The rows of several pieces, one after the other."""
+        notes: Counter[str] = Counter()
+        for piece in pieces:
+            notes.update(piece.notes)
+        return cls(
+            embedding=np.concatenate([piece.embedding for piece in pieces]),
+            status=np.concatenate([piece.status for piece in pieces]),
+            source_digest=np.concatenate([piece.source_digest for piece in pieces]),
+            notes=notes,
+            copied=sum(piece.copied for piece in pieces),
+        )
+
 
 @dataclass
 class Stopwatch:
@@ -82,82 +102,165 @@ class Stopwatch:
         self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
         return result
 
+    def add(self, seconds: Mapping[str, float]) -> None:
+        """Add what another stopwatch measured."""
+        for part, more in seconds.items():
+            self.seconds[part] = self.seconds.get(part, 0.0) + more
+
     @property
     def bottleneck(self) -> str:
         """The part that took longest so far, apart from loading the encoder once."""
         return max(self.seconds.keys() - {"load"}, key=lambda part: self.seconds[part], default="")
 
 
-def read_ahead(
-    rows: Iterable[Row], read: Callable[[Row], Item], workers: int, ahead: int
-) -> Generator[Item, None, None]:
-    """Map `read` over rows in order, on threads, at most `ahead` rows before they are asked for.
-
-    Close it if it is not read to its end.
-    """
-    with ThreadPoolExecutor(workers, thread_name_prefix="feed") as pool:
-        queue: deque[Future[Item]] = deque()
-        try:
-            for row in rows:
-                queue.append(pool.submit(read, row))
-                if len(queue) > ahead:
-                    yield queue.popleft().result()
-            while queue:
-                yield queue.popleft().result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
 @dataclass(frozen=True, eq=False)
+class Tokenized:
+    """The texts of one shard: as an encoder reads them, their token ids, and which were cut at its limit."""
+
+    prompts: Sequence[Prompt]
+    tokens: Sequence[Int64[np.ndarray, " _"]]
+    truncated: Bool[np.ndarray, " row"]
+
+    @classmethod
+    def by(cls, encoder: Encoder, prompts: Sequence[Prompt]) -> "Tokenized":
+        """Tokenise texts."""
+        return cls(prompts, *encoder.tokenize([prompt.text for prompt in prompts]))
+
+
+class Device:
+    """Encodes batches on threads of its own, so that the next batch can be gathered meanwhile.
+
+    When memory runs out, a batch is encoded in halves, quarters, ...; what fitted is remembered for later batches.
+
+    Parameters
+    ----------
+    batch_size
+        Rows in a batch.
+    in_flight
+        Batches at a time: with two a GPU has the next one before it ends the first, a CPU can only do one.
+    """
+
+    def __init__(self, batch_size: int, in_flight: int) -> None:
+        self.batch_size, self.in_flight = batch_size, in_flight
+        self.fits = batch_size
+        self._pool = ThreadPoolExecutor(in_flight, thread_name_prefix="encode")
+
+    def submit(self, encode: Callable[[Any], Float32[np.ndarray, "_ dim"]], batch: Any) -> "Future[Any]":
+        """Encode a batch (anything that can be sliced); the future holds its vectors."""
+        return self._pool.submit(self._encode, encode, batch)
+
+    def close(self) -> None:
+        """End the threads."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _encode(
+        self, encode: Callable[[Any], Float32[np.ndarray, "_ dim"]], batch: Any
+    ) -> Float32[np.ndarray, "_ dim"]:
+        while True:
+            size = self.fits
+            try:
+                return np.concatenate([encode(batch[start : start + size]) for start in range(0, len(batch), size)])
+            except Exception as error:
+                if not _is_out_of_memory(error):
+                    raise
+                if size == 1:
+                    raise WorkersFailedError(
+                        f"not even one row at a time fits into the memory of the device ({error}): "
+                        "free some of it, or choose another device or a smaller encoder"
+                    ) from error
+            self.fits = min(self.fits, size // 2)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # By name, because importing torch costs seconds; torch's own allocator for CPUs raises a plain RuntimeError.
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "DefaultCPUAllocator: can't allocate memory" in str(error)
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class ShardEncoder:
-    """Encodes the rows of one shard after the other, in batches of one size."""
+    """Encodes the rows of one shard in batches of one size.
+
+    `dim` is that of the vectors, `donors` are asked before anything is encoded, `tell` hears of rows as they are done.
+    """
 
     encoder: Encoder
-    batch_size: int
+    device: Device
+    dim: int
+    donors: Donors
     watch: Stopwatch
+    tell: Callable[[int], None]
 
-    def images(self, feed: Iterator[Thumbnail], rows: int, dim: int, donors: Donors) -> EncodedRows:
-        """Encode the next `rows` thumbnails of the feed; equal files are encoded once."""
-        result = _Rows(rows, dim, donors)
+    def images(self, next_thumbnail: Callable[[], Thumbnail], rows: int) -> EncodedRows:
+        """Encode the next `rows` thumbnails; equal files are encoded once."""
+        result = _Rows(rows, self.dim, self.donors)
+        flights = _Flights(self, result)
         batch: dict[int, UInt8[np.ndarray, "3 height width"]] = {}
-
-        def flush() -> None:
-            blank = np.zeros_like(next(iter(batch.values())))
-            pixels = np.stack([*batch.values(), *[blank] * (self.batch_size - len(batch))])
-            vectors = self.watch.timed("encode", partial(self.encoder.encode_images, pixels))
-            result.vectors[list(batch)] = vectors[: len(batch)]
-            batch.clear()
-
+        size = self.device.batch_size
         for row in range(rows):
-            thumbnail = self.watch.timed("decode", partial(next, feed))
+            thumbnail = self.watch.timed("decode", next_thumbnail)
             result.digests[row] = np.frombuffer(thumbnail.source_sha256, np.uint8)
             result.status[row] = thumbnail.status
             if thumbnail.pixels is not None and not result.has_vector_for(row, thumbnail.source_sha256):
                 batch[row] = thumbnail.pixels
-            if len(batch) == self.batch_size:
-                flush()
-        if batch:
-            flush()
+            if batch and (len(batch) == size or row == rows - 1):
+                blank = np.zeros_like(next(iter(batch.values())))
+                pixels = np.stack([*batch.values(), *[blank] * (size - len(batch))])
+                flights.launch(list(batch), self.encoder.encode_images, pixels)
+                batch.clear()
+        flights.land_all()
         return result.finished({})
 
-    def texts(
-        self, prompts: Sequence[Prompt], digests: UInt8[np.ndarray, "row 16"], dim: int, donors: Donors
-    ) -> EncodedRows:
-        """Encode the texts of one shard; equal texts are encoded once, in batches of similar length."""
-        result = _Rows(len(prompts), dim, donors)
+    def texts(self, texts: Tokenized, digests: UInt8[np.ndarray, "row 16"]) -> EncodedRows:
+        """Encode texts; equal ones are encoded once, in batches of similar length."""
+        result = _Rows(len(texts.prompts), self.dim, self.donors)
+        flights = _Flights(self, result)
         result.digests[:] = digests
-        result.status[:] = [Status.OK if prompt.text else Status.EMPTY_TEXT for prompt in prompts]
-        tokens, truncated = self.watch.timed("tokenize", lambda: self.encoder.tokenize([p.text for p in prompts]))
-        new = [row for row, prompt in enumerate(prompts) if not result.has_vector_for(row, prompt.text.encode("utf-8"))]
-        new.sort(key=lambda row: len(tokens[row]))
-        for start in range(0, len(new), self.batch_size):
-            rows = new[start : start + self.batch_size]
-            batch = [tokens[row] for row in rows] + [tokens[rows[0]]] * (self.batch_size - len(rows))
+        result.status[:] = [Status.OK if prompt.text else Status.EMPTY_TEXT for prompt in texts.prompts]
+        contents = [prompt.text.encode("utf-8") for prompt in texts.prompts]
+        new = [row for row, content in enumerate(contents) if not result.has_vector_for(row, content)]
+        new.sort(key=lambda row: len(texts.tokens[row]))
+        size = self.device.batch_size
+        for start in range(0, len(new), size):
+            rows = new[start : start + size]
+            batch = [texts.tokens[row] for row in rows] + [texts.tokens[rows[0]]] * (size - len(rows))
             pad_to = _padded_length(max(map(len, batch)), self.encoder)
-            vectors = self.watch.timed("encode", partial(self.encoder.encode_tokens, batch, pad_to))
-            result.vectors[rows] = vectors[: len(rows)]
-        notes = {"truncated": int(truncated.sum()), "repaired": sum(prompt.repaired for prompt in prompts)}
-        return result.finished(notes)
+            flights.launch(rows, partial(self.encoder.encode_tokens, pad_to=pad_to), batch)
+        flights.land_all()
+        repaired = sum(prompt.repaired for prompt in texts.prompts)
+        return result.finished({"truncated": int(texts.truncated.sum()), "repaired": repaired})
+
+
+class _Flights:
+    """Batches of one shard that are on the device, in the order of their start."""
+
+    def __init__(self, shard: ShardEncoder, result: "_Rows") -> None:
+        self._device, self._watch, self._tell = shard.device, shard.watch, shard.tell
+        self._result = result
+        self._flying: deque[tuple[list[int], Future[Any]]] = deque()
+        self._told = 0
+
+    def launch(self, rows: list[int], encode: Callable[[Any], Float32[np.ndarray, "_ dim"]], batch: Any) -> None:
+        """Encode a batch whose first rows belong to `rows`."""
+        while len(self._flying) >= self._device.in_flight:
+            self._land()
+        self._flying.append((rows, self._device.submit(encode, batch)))
+
+    def land_all(self) -> None:
+        """Wait for all of them; rows that needed no batch are done with the last one."""
+        while self._flying:
+            self._land()
+        self._tell(len(self._result.status) - self._told)
+
+    def _land(self) -> None:
+        rows, future = self._flying.popleft()
+        vectors = self._watch.timed("encode", future.result)
+        self._result.vectors[rows] = vectors[: len(rows)]
+        self._told += len(rows)
+        self._tell(len(rows))
 
 
 def _padded_length(longest: int, encoder: Encoder) -> int:

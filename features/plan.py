@@ -20,6 +20,10 @@ MANIFEST = "manifest.json"
 NEXT_MANIFEST = "manifest.next.json"
 """The plan while its shards are being made; it becomes `manifest.json` once they are all there."""
 
+DECIDE_LAST_BITS = ("device", "torch", "transformers", "tokenizers", "pillow")
+"""Fields of the environment that may change a vector a little."""
+_AND = "; "
+
 
 @dataclass(frozen=True)
 class PlannedShard:
@@ -52,7 +56,8 @@ class CachePlan:
         Everything that determines the vectors (weights, preprocessing, text policy, precision): other values are
         another cache.
     environment
-        Versions and device: other values may change the last bits of a vector.
+        Versions and device: other values may change the last bits of a vector. Several values of one field are joined
+        by semicolons.
     dims
         Kind of vector (`image`, `text`) -> its dimension.
     superseded
@@ -124,6 +129,29 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str 
         elif (name in ours) != (name in theirs) or digest(mine) != digest(other):
             found.append(f"{prefix}{name}: {mine!r} here, {other!r} there")
     return found
+
+
+def merged_environment(ours: Mapping[str, str], theirs: Mapping[str, str]) -> dict[str, str]:
+    """The environment of shards that were made in two: a field holds every value that it had.
+
+    >>> merged_environment({"torch": "2.13"}, {"torch": "2.12; 2.11", "device": "CPU"})
+    {'torch': '2.12; 2.11; 2.13', 'device': 'CPU'}
+    """
+    merged = dict(theirs)
+    for name, value in ours.items():
+        values = merged[name].split(_AND) if name in merged else []
+        merged[name] = _AND.join(dict.fromkeys([*values, value]))
+    return merged
+
+
+def unknown_environment(ours: Mapping[str, str], theirs: Mapping[str, str]) -> list[str]:
+    """Fields in which we differ from all that made `theirs`, of those that may change the last bits of a vector.
+
+    >>> unknown_environment({"torch": "2.14", "numpy": "3"}, {"torch": "2.12; 2.13", "numpy": "2"})
+    ["torch: '2.14' here, '2.12; 2.13' there"]
+    """
+    names = [name for name in DECIDE_LAST_BITS if ours.get(name, "") not in theirs.get(name, "").split(_AND)]
+    return [f"{name}: {ours.get(name, '')!r} here, {theirs.get(name, '')!r} there" for name in names]
 
 
 def write_plan(path: Path, plan: CachePlan) -> None:

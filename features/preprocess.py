@@ -112,9 +112,12 @@ def read_thumbnail(path: Path | Status, preprocess: ImagePreprocess) -> Thumbnai
 
     A bad file gives a status and no pixels. A Status in place of a path passes through.
     """
-    if isinstance(path, Status):
-        return Thumbnail(None, path, decode.NO_SOURCE)
-    rgb, status, source_sha256 = decode.decode_file(path)
+    return cut_thumbnail(decode.read_source(path), preprocess)
+
+
+def cut_thumbnail(data: bytes | Status, preprocess: ImagePreprocess) -> Thumbnail:
+    """Decode, resize and crop the bytes of one image file; a Status in their place passes through."""
+    rgb, status, source_sha256 = decode.decode_bytes(data)
     if rgb is None:
         return Thumbnail(None, status, source_sha256)
     full = _resized(rgb.shape[0], rgb.shape[1], preprocess)

@@ -10,8 +10,11 @@ class Progress(Protocol):
     def begin(self, label: str, total: int, unit: str) -> None:
         """Work on `total` units starts."""
 
-    def advance(self, units: int, *, bad: int = 0, bottleneck: str = "") -> None:
-        """Some more units are done; `bad` of them cannot be used; `bottleneck` is where the time goes."""
+    def advance(self, units: int, *, bad: int = 0, bottleneck: str = "", device: str = "") -> None:
+        """Some more units are done (fewer than 0: some are lost again), on a device if there are several.
+
+        `bad` of them cannot be used; `bottleneck` is where the time goes.
+        """
 
     def end(self) -> None:
         """The work is done."""
@@ -29,7 +32,7 @@ class Silent:
     def begin(self, label: str, total: int, unit: str) -> None:
         """Ignore."""
 
-    def advance(self, units: int, *, bad: int = 0, bottleneck: str = "") -> None:
+    def advance(self, units: int, *, bad: int = 0, bottleneck: str = "", device: str = "") -> None:
         """Ignore."""
 
     def end(self) -> None:

@@ -2,6 +2,9 @@
 
 from enum import IntEnum
 
+import numpy as np
+from jaxtyping import UInt8
+
 
 class Status(IntEnum):
     """Status of one source (a thumbnail or a text); stored as uint8, so values never change meaning."""
@@ -31,3 +34,9 @@ class Status(IntEnum):
 
 ABSENT_BUT_NOT_BAD = frozenset({Status.EMPTY_TEXT})
 """An empty text is a fact about the video; every other status than OK is a fault that `--max-bad` counts."""
+
+
+def bad(status: UInt8[np.ndarray, " row"]) -> list[int]:
+    """The rows whose source should be usable and is not."""
+    harmless = [Status.OK, *ABSENT_BUT_NOT_BAD]
+    return np.flatnonzero(~np.isin(status, harmless)).tolist()

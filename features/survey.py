@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float16, Int64, UInt8
 
+from features.decode import read_source
 from features.errors import CacheError
 from features.plan import MANIFEST, NEXT_MANIFEST, CachePlan, PlannedShard, read_plan
 from features.shards import FILE_NAME, Shard, max_shard_bytes, read_shard
@@ -89,6 +90,10 @@ class Assessment:
         """The shards that have to be made."""
         return [shard for shard in self.plan.shards if (shard.kind, shard.index) not in self.kept]
 
+    def with_more(self, made: Mapping[Place, FoundShard]) -> "Assessment":
+        """The same after more shards were made."""
+        return replace(self, kept={**self.kept, **made})
+
     @property
     def is_finished(self) -> bool:
         """Whether the manifest already says just what the plan wants, and every file verifies."""
@@ -142,16 +147,15 @@ def _has_same_sources(table: VideoTable, shard: PlannedShard, found: FoundShard)
     if shard.kind != "image":
         return True
     return all(
-        _file_digest(table.thumbnail(row)) == found.source_digest[row - shard.start].tobytes()
+        file_digest(table.thumbnail(row)) == found.source_digest[row - shard.start].tobytes()
         for row in range(shard.start, shard.stop)
     )
 
 
-def _file_digest(path: Path | Status) -> bytes:
-    try:
-        return bytes(16) if isinstance(path, Status) else hashlib.sha256(path.read_bytes()).digest()[:16]
-    except OSError:
-        return bytes(16)
+def file_digest(path: Path | Status) -> bytes:
+    """First half of the SHA-256 of a file's bytes; zeros if it cannot be read."""
+    data = read_source(path)
+    return bytes(16) if isinstance(data, Status) else hashlib.sha256(data).digest()[:16]
 
 
 class EarlierVectors:
@@ -166,24 +170,15 @@ class EarlierVectors:
         keeping = {found.name for found in assessment.kept.values()}
         self._folder = survey.folder
         self._limit = max_shard_bytes(max(old.rows_per_shard for old in [plan, *survey.plans]), plan.dims[kind])
-        self._files = [
+        files = [
             found
             for found in survey.found.values()
             if found.kind == kind and found.encoder == plan.encoder and found.name not in keeping
         ]
-        self._digests, self._places = self._index()
+        self._files = [found.name for found in files]
+        self._digests, self._places = _index(files)
         self._numbers = _leading(self._digests)
         self._open: tuple[int, Float16[np.ndarray, "row dim"]] | None = None
-
-    def _index(self) -> tuple[UInt8[np.ndarray, "source 16"], Int64[np.ndarray, "source 2"]]:
-        digests, places = [np.empty((0, 16), np.uint8)], [np.empty((0, 2), np.int64)]
-        for number, found in enumerate(self._files):
-            rows = np.flatnonzero(found.status == Status.OK)
-            digests.append(found.source_digest[rows])
-            places.append(np.stack([np.full(len(rows), number), rows], axis=1))
-        all_digests, all_places = np.concatenate(digests), np.concatenate(places)
-        order = np.argsort(_leading(all_digests), kind="stable")
-        return all_digests[order], all_places[order]
 
     def find(self, source_digest: bytes) -> Float16[np.ndarray, " dim"] | None:
         """The vector of a source, or None."""
@@ -197,9 +192,23 @@ class EarlierVectors:
 
     def _vector(self, number: int, row: int) -> Float16[np.ndarray, " dim"]:
         if self._open is None or self._open[0] != number:  # rows move together: the last file serves the next row too
-            shard = read_shard(self._folder / self._files[number].name, max_bytes=self._limit)
+            shard = read_shard(self._folder / self._files[number], max_bytes=self._limit)
             self._open = (number, shard.embedding)
         return np.asarray(self._open[1][row])
+
+
+def _index(
+    files: Sequence[FoundShard],
+) -> tuple[UInt8[np.ndarray, "source 16"], Int64[np.ndarray, "source 2"]]:
+    """Digests of all sources that have a vector, sorted, and the number of the file and the row of each."""
+    digests, places = [np.empty((0, 16), np.uint8)], [np.empty((0, 2), np.int64)]
+    for number, found in enumerate(files):
+        rows = np.flatnonzero(found.status == Status.OK)
+        digests.append(found.source_digest[rows])
+        places.append(np.stack([np.full(len(rows), number), rows], axis=1))
+    all_digests, all_places = np.concatenate(digests), np.concatenate(places)
+    order = np.argsort(_leading(all_digests), kind="stable")
+    return all_digests[order], all_places[order]
 
 
 def _leading(digests: UInt8[np.ndarray, "source 16"]) -> Int64[np.ndarray, " source"]:

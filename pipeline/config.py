@@ -32,8 +32,12 @@ class ExtractConfig(WorkConfig):
     precision: Annotated[
         Literal["auto", "fp32", "bf16", "fp16"], "arithmetic of the encoder: bf16 on GPUs, fp32 on CPUs"
     ] = "auto"
-    batch_size: Annotated[int | None, "rows per forward pass"] = None
-    num_workers: Annotated[int | None, "threads that decode thumbnails"] = None
+    batch_size: Annotated[int | None, "rows per forward pass (halved where memory runs out)"] = None
+    num_workers: Annotated[int | None, "threads that decode thumbnails, in each process"] = None
+    workers: Annotated[int | None, "processes on the CPU (on GPUs there is one for each)"] = None
+    worker_timeout: Annotated[float, "seconds without a word after which a process is taken for hung"] = 600.0
+    shard_index: Annotated[int | None, "which part of the shards to make, from 0, when machines share the work"] = None
+    num_shards: Annotated[str, "into how many parts; auto: index and number from SLURM, torchrun or Kubernetes"] = "1"
     text: Annotated[Literal["joined"], "joined: title, a space, description"] = "joined"
     max_bad: Annotated[float, "share of bad thumbnails above which the command fails (they are kept either way)"] = 0.01
     allow_bin_weights: Annotated[bool, "accept a checkpoint that has only .bin weights (read without unpickling)"] = (

@@ -4,6 +4,7 @@ import io
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,12 +36,12 @@ class Console:
             self._bars.add_task(_plain(label), total=total, facts="")
             self._bars.start()
 
-    def advance(self, units: int, *, bad: int = 0, bottleneck: str = "") -> None:
-        """Some more units are done."""
+    def advance(self, units: int, *, bad: int = 0, bottleneck: str = "", device: str = "") -> None:
+        """Some more units are done, or some are lost again."""
         work = self._work
         if work is None:
             return
-        due = work.advance(units, bad)
+        due = work.advance(units, bad, device)
         if self._bars is not None:
             self._bars.update(self._bars.task_ids[0], completed=work.done, facts=work.facts(bottleneck))
         elif due and not self._quiet:
@@ -92,33 +93,39 @@ class _Work:
         self._start = time.monotonic()
         self._recent = [(self._start, 0)]
         self._tenths_told = 0
+        self._by_device: Counter[str] = Counter()
 
-    def advance(self, units: int, bad: int) -> bool:
+    def advance(self, units: int, bad: int, device: str) -> bool:
         """Count; returns whether another tenth of the work is done."""
         self.done += units
         self.bad += bad
+        if device:
+            self._by_device[device] += units
         now = time.monotonic()
         self._recent = [point for point in self._recent if now - point[0] <= WINDOW_SECONDS] or self._recent[-1:]
         self._recent.append((now, self.done))
         tenths = 10 * self.done // self.total if self.total else 0
-        told, self._tenths_told = self._tenths_told, tenths
+        told, self._tenths_told = self._tenths_told, max(tenths, self._tenths_told)
         return tenths > told
 
     def facts(self, bottleneck: str) -> str:
         (then, done_then), (now, done) = self._recent[0], self._recent[-1]
         recent = (done - done_then) / max(now - then, 1e-9)
-        parts = [f"{recent:.1f}/s (mean {self._mean():.1f}/s)"]
+        parts = [f"{recent:.1f}/s (mean {self._mean(self.done):.1f}/s)"]
+        if len(self._by_device) > 1:
+            each = (f"{device} {self._mean(done):.1f}/s" for device, done in sorted(self._by_device.items()))
+            parts.append(", ".join(each))
         parts += [f"{self.bad} bad"] if self.bad else []
         parts += [f"most time in: {bottleneck}"] if bottleneck else []
         return ", ".join(parts)
 
     def eta(self) -> str:
-        seconds = round(max(self.total - self.done, 0) / max(self._mean(), 1e-9))
+        seconds = round(max(self.total - self.done, 0) / max(self._mean(self.done), 1e-9))
         minutes, seconds = divmod(seconds, 60)
         return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d} left"
 
-    def _mean(self) -> float:
-        return self.done / max(time.monotonic() - self._start, 1e-9)
+    def _mean(self, done: int) -> float:
+        return done / max(time.monotonic() - self._start, 1e-9)
 
 
 def _plain(text: str) -> str:

@@ -1,36 +1,40 @@
 """`vp extract`: dataset -> cache of embeddings, one folder per encoder and split."""
 
+import os
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-from features.cache import CacheSummary, Recipe, make_cache
+from features.cache import Recipe, make_cache
 from features.embed import Encoder
 from features.encoders import EncoderConfig, cache_tag, resolve_encoder
-from features.errors import TooManyBadRowsError, UsageError
+from features.errors import UsageError
 from features.plan import MANIFEST, NEXT_MANIFEST, CachePlan, read_plan
-from features.preprocess import read_thumbnail
+from features.preprocess import cut_thumbnail
 from features.progress import Progress
+from features.shard_worker import Made, ShardJob, ShardSetup
+from features.supervise import Supervisor
 from features.texts import joined
-from features.videos import VideoTable
 from pipeline.config import ExtractConfig
 from pipeline.dataset import TRAIN, Dataset, read_dataset
-from pipeline.devices import auto_precision, choose_device, device_name
-from pipeline.outcome import Outcome, table
-from pipeline.settings import repeated_flags
+from pipeline.devices import auto_precision, choose_devices, cores, device_name
+from pipeline.extracted import outcome, tell_bad_rows
+from pipeline.outcome import Outcome
+from pipeline.parts import choose_part
 from pipeline.workspace import Workspace
 
 CPU_BATCH, GPU_BATCH = 32, 256
 CPU_ROWS_PER_SHARD, GPU_ROWS_PER_SHARD = 256, 1024
 """Between seconds and half a minute of work: at most this is lost when a process is killed."""
 
-BAD_ROWS_SHOWN = 5
-
 WORTH_A_BAR_BYTES = 1_000_000
+
+CORES_PER_FEED_THREAD = 16
+"""On a CPU: one thread decodes as fast as so many cores encode with the smallest of the usual encoders."""
+MAX_FEED_THREADS = 32
+GPU_BATCHES_IN_FLIGHT = 2
 
 
 def extract(config: ExtractConfig, progress: Progress) -> Outcome:
@@ -45,20 +49,43 @@ def extract(config: ExtractConfig, progress: Progress) -> Outcome:
     workspace = Workspace(config.work)
     dataset = read_dataset(config, progress)
     kinds = _kinds(config, dataset, progress)
-    if len(config.gpus) > 1:
-        progress.warn(f"this version encodes on one GPU: {config.gpus[0]} of {', '.join(map(str, config.gpus))}")
+    devices = _devices(config)
+    chosen = choose_part(config.shard_index, config.num_shards, os.environ)
+    if chosen.told:
+        progress.note(chosen.told)
     tag = cache_tag(config.model)
-    earlier = {videos.split: _earlier_plan(workspace.cache(tag, videos.split)) for videos in dataset.tables}
-    encoder = _resolve(config, workspace, next(filter(None, earlier.values()), None), progress)
+    folders = {videos.split: workspace.cache(tag, videos.split) for videos in dataset.tables}
+    earlier = next(filter(None, map(_earlier_plan, folders.values())), None)
+    encoder = _resolve(config, workspace, earlier, progress)
+    recipe = _recipe(config, encoder, kinds, earlier, devices[0])
     summaries = {}
-    for videos in dataset.tables:
-        recipe = _recipe(config, encoder, kinds, earlier[videos.split])
-        folder = workspace.cache(tag, videos.split)
-        summaries[videos.split] = make_cache(folder, videos, recipe, progress, wait_seconds=config.wait_lock)
+    with _workers(config, encoder, recipe, devices, progress) as workers:
+        for videos in dataset.tables:
+            summaries[videos.split] = make_cache(
+                folders[videos.split],
+                videos,
+                recipe,
+                workers,
+                progress,
+                part=chosen.part,
+                wait_seconds=config.wait_lock,
+            )
     seconds = time.monotonic() - start
     for videos in dataset.tables:
-        _tell_bad_rows(videos, summaries[videos.split], progress)
-    return _outcome(config, encoder, summaries, seconds)
+        tell_bad_rows(videos, summaries[videos.split], progress)
+    return outcome(config, encoder.tag, summaries, chosen, seconds)
+
+
+def _devices(config: ExtractConfig) -> list[str]:
+    """One name for each process."""
+    devices = choose_devices(config.device, config.gpus)
+    if config.workers is None:
+        return devices
+    if devices != ["cpu"]:
+        raise UsageError("--workers is for the CPU; on GPUs there is one process for each (add --device cpu)")
+    if config.workers < 1:
+        raise UsageError(f"--workers must be 1 or more, not {config.workers}")
+    return devices * config.workers
 
 
 def _earlier_plan(folder: Path) -> CachePlan | None:
@@ -110,35 +137,47 @@ def _kinds(config: ExtractConfig, dataset: Dataset, progress: Progress) -> list[
     return [name for name in there if name in config.modalities]
 
 
-def _recipe(config: ExtractConfig, encoder: EncoderConfig, kinds: Sequence[str], earlier: CachePlan | None) -> Recipe:
+def _recipe(
+    config: ExtractConfig, encoder: EncoderConfig, kinds: Sequence[str], earlier: CachePlan | None, device: str
+) -> Recipe:
     """Options that are left to vp follow the cache, if there is one, so that any machine can go on with it."""
-    device = choose_device(config.device, config.gpus)
     on_cpu = device == "cpu"
     precision = str(config.precision)
     if precision == "auto":
         precision = earlier.semantic["precision"] if earlier else auto_precision(device)
-    batch_size = config.batch_size or (earlier.batch_size if earlier else CPU_BATCH if on_cpu else GPU_BATCH)
-    rows_per_shard = earlier.rows_per_shard if earlier else CPU_ROWS_PER_SHARD if on_cpu else GPU_ROWS_PER_SHARD
     return Recipe(
         semantic={**encoder.semantic(), "precision": precision, "stored_as": "float16"},
         environment=_environment(encoder, device),
         dims={kind: encoder.dim[kind] for kind in kinds},
-        batch_size=batch_size,
-        rows_per_shard=rows_per_shard,
-        num_workers=config.num_workers or 1,
-        load_encoder=_loader(encoder, device, precision),
-        read_thumbnail=partial(read_thumbnail, preprocess=encoder.preprocess),
-        read_prompt=joined,
+        batch_size=config.batch_size or (earlier.batch_size if earlier else CPU_BATCH if on_cpu else GPU_BATCH),
+        rows_per_shard=earlier.rows_per_shard if earlier else CPU_ROWS_PER_SHARD if on_cpu else GPU_ROWS_PER_SHARD,
     )
 
 
-def _loader(encoder: EncoderConfig, device: str, precision: str) -> Callable[[Sequence[str]], Encoder]:
-    def load(kinds: Sequence[str]) -> Encoder:
-        from features.clip import ClipEncoder  # noqa: PLC0415 - torch and transformers, only if something is missing
+def _workers(
+    config: ExtractConfig, encoder: EncoderConfig, recipe: Recipe, devices: Sequence[str], progress: Progress
+) -> Supervisor[ShardJob, Made]:
+    """One process per device; the cores are shared out so that no thread waits for another's core."""
+    on_cpu = devices[0] == "cpu"
+    cores_each = max(1, cores() // len(devices))
+    feed_threads = 1 + cores_each // CORES_PER_FEED_THREAD if on_cpu else max(1, cores_each - 1)
+    setup = ShardSetup(
+        load_encoder=partial(load_encoder, encoder, str(recipe.semantic["precision"])),
+        cut=partial(cut_thumbnail, preprocess=encoder.preprocess),
+        read_prompt=joined,
+        batch_size=recipe.batch_size,
+        in_flight=1 if on_cpu else GPU_BATCHES_IN_FLIGHT,
+        feed_threads=config.num_workers or min(feed_threads, MAX_FEED_THREADS),
+        compute_threads=cores_each if on_cpu else 1,
+    )
+    return Supervisor(setup, devices, patience_seconds=config.worker_timeout, warn=progress.warn)
 
-        return ClipEncoder(encoder, kinds, device=device, precision=precision)
 
-    return load
+def load_encoder(encoder: EncoderConfig, precision: str, kind: str, device: str) -> Encoder:
+    """Load one tower of an encoder; called in the processes that encode."""
+    from features.clip import ClipEncoder  # noqa: PLC0415 - torch and transformers, which the supervisor does not need
+
+    return ClipEncoder(encoder, [kind], device=device, precision=precision)
 
 
 def _environment(encoder: EncoderConfig, device: str) -> dict[str, str]:
@@ -146,68 +185,3 @@ def _environment(encoder: EncoderConfig, device: str) -> dict[str, str]:
     packages = ("torch", "transformers", "tokenizers", "pillow", "h5py", "numpy")
     origin = {"source": encoder.source, "revision": encoder.revision or "", "device": device_name(device)}
     return origin | {name: version(name) for name in ("vp", *packages)}
-
-
-def _tell_bad_rows(videos: VideoTable, summary: CacheSummary, progress: Progress) -> None:
-    if not summary.bad_rows:
-        return
-    counts = Counter(bad.status for bad in summary.bad_rows)
-    told = ", ".join(f"{count} {status}" for status, count in counts.most_common())
-    progress.warn(
-        f"{videos.split}: {len(summary.bad_rows)} of {summary.rows} rows have a bad thumbnail or text ({told})"
-    )
-    for bad in summary.bad_rows[:BAD_ROWS_SHOWN]:
-        line = int(videos.line[bad.row])
-        progress.note(f"  {videos.path.name} line {line}: id {videos.ids[bad.row]}, {bad.kind} {bad.status}")
-
-
-def _outcome(
-    config: ExtractConfig, encoder: EncoderConfig, summaries: Mapping[str, CacheSummary], seconds: float
-) -> Outcome:
-    rows = sum(summary.rows for summary in summaries.values())
-    bad = sum(len(summary.bad_rows) for summary in summaries.values())
-    encoded = sum(summary.vectors_encoded for summary in summaries.values())
-    written = sum(summary.shards_written for summary in summaries.values())
-    kept = sum(summary.shards_kept for summary in summaries.values())
-    kinds = next(iter(summaries.values())).statuses
-    rate = encoded / len(kinds) / max(sum(_busy(summary) for summary in summaries.values()), 1e-9)
-    lines: list[list[object]] = [["split", "rows", "bad", *kinds, "shards written", "shards kept", "vectors copied"]]
-    for split, summary in summaries.items():
-        ok = [summary.statuses[kind].get("ok", 0) for kind in kinds]
-        kept_or_made = [summary.shards_written, summary.shards_kept, summary.vectors_copied]
-        lines.append([split, summary.rows, len(summary.bad_rows), *ok, *kept_or_made])
-    facts = {
-        "encoder": encoder.tag,
-        "rows": rows,
-        "bad": bad,
-        "rows_per_second": round(rate, 2) if encoded else 0.0,
-        "shards_written": written,
-        "shards_kept": kept,
-        "seconds": round(seconds, 3),
-        "splits": {split: _facts(summary) for split, summary in summaries.items()},
-    }
-    error = None
-    if bad > config.max_bad * rows:
-        error = TooManyBadRowsError(
-            f"{bad} of {rows} rows have a bad thumbnail or text, more than --max-bad {config.max_bad:g} allows. "
-            "All vectors are kept: mend the files and run the same command again, or raise --max-bad"
-        )
-    speed = f", {rate:.1f} videos/s" if encoded else ""
-    done = f"{encoder.tag}: {rows} videos in {seconds:.1f} s{speed} -> {config.work / 'embeddings' / encoder.tag}"
-    return Outcome([*table(lines), done], facts, f"vp train-heads{repeated_flags(config)}", error)
-
-
-def _facts(summary: CacheSummary) -> dict[str, Any]:
-    return {
-        "rows": summary.rows,
-        "statuses": {kind: dict(counts) for kind, counts in summary.statuses.items()},
-        "texts": dict(summary.notes),
-        "vectors_encoded": summary.vectors_encoded,
-        "vectors_copied": summary.vectors_copied,
-        "seconds": {part: round(seconds, 3) for part, seconds in summary.seconds.items()},
-    }
-
-
-def _busy(summary: CacheSummary) -> float:
-    """Seconds from the first row to the last, without loading the encoder."""
-    return sum((seconds for part, seconds in summary.seconds.items() if part != "load"), start=0.0)

@@ -2,15 +2,20 @@
 
 import csv
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from features.cache import Recipe
+from features.cache import CacheSummary, Recipe, make_cache
 from features.config import DatasetConfig
-from features.preprocess import ImagePreprocess, read_thumbnail
+from features.lock import WHOLE
+from features.preprocess import ImagePreprocess, cut_thumbnail
+from features.progress import Silent
+from features.shard_worker import ShardSetup
+from features.supervise import Done, Told
 from features.texts import joined
 from features.videos import VideoTable, read_videos
 
@@ -73,23 +78,52 @@ class World:
     def table(self) -> VideoTable:
         return read_videos(DatasetConfig(data=self.data), "train_val")
 
-    def recipe(self, encoder: FakeEncoder | None, **changes) -> Recipe:
-        def load(_kinds):
-            assert encoder is not None, "the encoder was loaded although nothing is missing"
-            return encoder
-
+    def recipe(self, **changes) -> Recipe:
         fields = {
             "semantic": {"weights": "w", "precision": "fp32"},
             "environment": {"device": "test"},
             "dims": {"image": 3, "text": 4},
             "batch_size": 4,
             "rows_per_shard": 8,
-            "num_workers": 1,
-            "load_encoder": load,
-            "read_thumbnail": lambda path: read_thumbnail(path, PREPROCESS),
-            "read_prompt": joined,
         }
         return Recipe(**fields | changes)
+
+    def make(
+        self, encoder: FakeEncoder | None, *, folder=None, table=None, cut=None, progress=None, part=WHOLE, **changes
+    ) -> CacheSummary:
+        """Make the cache in this process; without an encoder none may be asked for."""
+        recipe = self.recipe(**changes)
+        workers = WorkersHere(encoder, recipe.batch_size, cut)
+        table = self.table() if table is None else table
+        return make_cache(folder or self.folder, table, recipe, workers, progress or Silent(), part=part)
+
+
+class WorkersHere:
+    """One worker that is no process: what it does can be counted, and what it raises arrives."""
+
+    def __init__(self, encoder: FakeEncoder | None, batch_size: int, cut=None) -> None:
+        def load(_kind, _device):
+            assert encoder is not None, "the encoder was loaded although nothing is missing"
+            return encoder
+
+        cut = cut or partial(cut_thumbnail, preprocess=PREPROCESS)
+        self._setup = ShardSetup(load_encoder=load, cut=cut, read_prompt=joined, batch_size=batch_size)
+
+    def run(self, shared, jobs):
+        worker = self._setup("here")
+        try:
+            worker.share(shared)
+            for job in jobs:
+                worker.announce(job)
+                told = []
+                result = worker.work(job, told.append).result()
+                yield from [Told("here", job, units) for units in told]
+                yield Done("here", job, result)
+        finally:
+            worker.close()
+
+    def retry(self, jobs, strikes):
+        raise AssertionError("nothing is lost here")
 
 
 @pytest.fixture

@@ -11,10 +11,8 @@ import numpy as np
 import pytest
 
 from features import durable
-from features.cache import make_cache
 from features.errors import CacheError, LockedError, StorageError
 from features.lock import writer_lock
-from features.progress import Silent
 from features.status import Status
 from features.store import EmbeddingStore
 
@@ -52,7 +50,7 @@ class FailingCalls(durable.DiskCalls):
 
 
 def make(world, encoder, **changes):
-    return make_cache(world.folder, world.table(), world.recipe(encoder, **changes), Silent())
+    return world.make(encoder, **changes)
 
 
 def names(world):

@@ -1,8 +1,8 @@
-"""Every row gets the vector of its own source, however rows are read ahead, batched, repeated or broken."""
+"""Every row gets the vector of its own source, however rows are batched, repeated or broken."""
 
 import hashlib
 import threading
-import time
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from features import embed
-from features.embed import EncodedRows, ShardEncoder, Stopwatch, read_ahead
+from features.embed import Device, EncodedRows, ShardEncoder, Stopwatch, Tokenized
+from features.errors import WorkersFailedError
 from features.preprocess import Thumbnail
 from features.status import Status
 from features.texts import Prompt
@@ -23,95 +24,6 @@ QUICK = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture],  # the fixtures are classes
 )
 
-
-@pytest.fixture
-def threads_left():
-    """Which threads are there that were not there before."""
-    before = set(threading.enumerate())
-    return lambda: set(threading.enumerate()) - before
-
-
-# Reading ahead
-
-
-@pytest.mark.parametrize(("workers", "ahead"), [(1, 0), (1, 5), (4, 0), (4, 3), (4, 100)])
-def test_items_come_in_the_order_of_their_rows_whoever_is_faster(workers, ahead, threads_left):
-    pause = np.random.default_rng(0).uniform(0, 0.002, 40).tolist()
-
-    def read(row):
-        time.sleep(pause[row])
-        return row * row
-
-    assert list(read_ahead(range(40), read, workers, ahead)) == [row * row for row in range(40)]
-    assert not threads_left()
-
-
-@pytest.mark.parametrize("ahead", [0, 1, 7])
-def test_no_more_rows_are_begun_than_were_asked_for_and_may_be_ahead(ahead):
-    begun = []
-
-    def rows():
-        for row in range(20):
-            begun.append(row)
-            yield row
-
-    feed = read_ahead(rows(), str, 2, ahead)
-    assert not begun
-    for asked in range(1, 21):
-        assert next(feed) == str(asked - 1)
-        assert len(begun) == min(20, asked + ahead)
-
-
-def test_as_many_rows_are_read_at_once_as_there_are_workers():
-    together = threading.Barrier(3, timeout=10)
-
-    def read(row):
-        together.wait()
-        return row
-
-    assert list(read_ahead(range(6), read, 3, 3)) == [0, 1, 2, 3, 4, 5]
-
-
-def test_an_error_arrives_at_its_own_row_and_ends_the_reading(threads_left):
-    begun = []
-
-    def read(row):
-        begun.append(row)
-        if row == 3:
-            raise ValueError("row 3")
-        return row
-
-    feed = read_ahead(range(1_000), read, 2, 4)
-    assert [next(feed) for _ in range(3)] == [0, 1, 2]
-    with pytest.raises(ValueError, match="row 3"):
-        next(feed)
-    assert not threads_left()
-    assert max(begun) <= 3 + 4
-
-
-def test_who_stops_listening_stops_the_reading(threads_left):
-    begun, may_end = [], threading.Event()
-    second_began = threading.Event()
-
-    def read(row):
-        begun.append(row)
-        if row == 1:
-            second_began.set()
-            may_end.wait(10)
-        return row
-
-    feed = read_ahead(range(100), read, 1, 10)
-    assert next(feed) == 0
-    assert second_began.wait(10)
-    timer = threading.Timer(0.05, may_end.set)
-    timer.start()
-    feed.close()
-    timer.join()
-    assert begun == [0, 1]
-    assert not threads_left()
-
-
-# Images and texts
 
 SIDE, DIM = 2, 3
 NO_DONOR = type("NoDonor", (), {"find": lambda _, source_digest: None})()
@@ -152,14 +64,23 @@ def recorder(fake_encoder):
     return Recorder
 
 
-def encode_images(encoder, thumbnails, batch_size, donors=NO_DONOR) -> EncodedRows:
-    return ShardEncoder(encoder, batch_size, Stopwatch()).images(iter(thumbnails), len(thumbnails), DIM, donors)
+@contextmanager
+def shard_encoder(encoder, batch_size, dim=DIM, donors=NO_DONOR, *, tell=lambda units: None, in_flight=1):
+    device = Device(batch_size, in_flight)
+    yield ShardEncoder(encoder=encoder, device=device, dim=dim, donors=donors, watch=Stopwatch(), tell=tell)
+    device.close()
 
 
-def encode_texts(encoder, texts, batch_size, donors=NO_DONOR) -> EncodedRows:
+def encode_images(encoder, thumbnails, batch_size, donors=NO_DONOR, **options) -> EncodedRows:
+    with shard_encoder(encoder, batch_size, donors=donors, **options) as shards:
+        return shards.images(iter(thumbnails).__next__, len(thumbnails))
+
+
+def encode_texts(encoder, texts, batch_size, donors=NO_DONOR, **options) -> EncodedRows:
     prompts = [text if isinstance(text, Prompt) else Prompt(text, repaired=False) for text in texts]
     digests = np.array([list(hashlib.sha256(p.text.encode()).digest()[:16]) for p in prompts], np.uint8)
-    return ShardEncoder(encoder, batch_size, Stopwatch()).texts(prompts, digests.reshape(-1, 16), 4, donors)
+    with shard_encoder(encoder, batch_size, 4, donors, **options) as shards:
+        return shards.texts(Tokenized.by(encoder, prompts), digests.reshape(-1, 16))
 
 
 ANY_PICTURES = st.lists(
@@ -195,9 +116,9 @@ def test_a_text_gets_the_vector_that_it_would_get_alone(recorder, texts, batch_s
 def test_batches_end_with_their_shard_and_are_filled_up_with_black(recorder):
     encoder = recorder()
     feed = iter([picture(shade) for shade in range(1, 12)])
-    shards = ShardEncoder(encoder, 4, Stopwatch())
-    for rows in (6, 5):
-        shards.images(feed, rows, DIM, NO_DONOR)
+    with shard_encoder(encoder, 4) as shards:
+        for rows in (6, 5):
+            shards.images(feed.__next__, rows)
     assert encoder.shades == [[1, 2, 3, 4], [5, 6, 0, 0], [7, 8, 9, 10], [11, 0, 0, 0]]
     assert not encoder.pictures[1][2:].any()
 
@@ -219,8 +140,8 @@ def test_equal_files_are_encoded_once_in_a_shard_and_again_in_the_next(recorder)
     """What another shard holds must not matter, or a resumed cache would differ from an undisturbed one."""
     encoder = recorder()
     feed = iter([picture(shade) for shade in (5, 5, 6, 6, 5, 5)])
-    shards = ShardEncoder(encoder, 2, Stopwatch())
-    first, second = (shards.images(feed, 3, DIM, NO_DONOR) for _ in range(2))
+    with shard_encoder(encoder, 2) as shards:
+        first, second = (shards.images(feed.__next__, 3) for _ in range(2))
     assert encoder.shades == [[5, 6], [6, 5]]
     assert np.array_equal(first.embedding[[0, 0, 2]], first.embedding)
     assert np.array_equal(second.embedding, first.embedding[[2, 0, 0]])
@@ -346,3 +267,76 @@ def test_a_stopwatch_adds_up_the_time_of_a_part_and_hands_its_result_on(monkeypa
     assert [watch.timed("read", lambda: "done"), watch.timed("read", lambda: 5)] == ["done", 5]
     assert watch.timed("write", lambda: None) is None
     assert watch.seconds == {"read": 3.5, "write": 0.25}
+
+
+@pytest.mark.parametrize("in_flight", [1, 2])
+def test_rows_are_told_batch_by_batch_and_in_the_end_all_of_them_are(recorder, in_flight):
+    told = []
+    thumbnails = [picture(1), without_pixels(Status.MISSING), picture(2), picture(3), picture(1)]
+    encode_images(recorder(), thumbnails, 2, tell=told.append, in_flight=in_flight)
+    assert told == [2, 1, 2]
+
+
+def test_two_batches_are_on_the_device_at_a_time_if_it_can_take_them(fake_encoder):
+    both = threading.Barrier(2, timeout=10)
+
+    class Waiting(fake_encoder):
+        def encode_images(self, pixels):
+            both.wait()
+            return super().encode_images(pixels)
+
+    thumbnails = [picture(shade) for shade in range(1, 9)]
+    rows = encode_images(Waiting(), thumbnails, 2, in_flight=2)
+    assert np.array_equal(rows.embedding, encode_images(fake_encoder(), thumbnails, 2).embedding)
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named as torch names its own."""
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OutOfMemoryError("CUDA out of memory")])
+@pytest.mark.parametrize(("room", "sizes"), [(3, [8, 4, 2, 2, 2, 2, 2, 2, 2, 2]), (1, [8, 4, 2, *[1] * 16])])
+def test_what_does_not_fit_is_encoded_in_halves_and_the_size_is_remembered(fake_encoder, error, room, sizes):
+    seen = []
+
+    class Cramped(fake_encoder):
+        def encode_images(self, pixels):
+            seen.append(len(pixels))
+            if len(pixels) > room:
+                raise error
+            return super().encode_images(pixels)
+
+    thumbnails = [picture(shade) for shade in range(1, 13)]
+    with shard_encoder(Cramped(), 8) as shards:
+        rows = shards.images(iter(thumbnails).__next__, 12)
+        assert shards.device.fits == sizes[-1]
+    assert seen == sizes
+    assert np.array_equal(rows.embedding, encode_images(fake_encoder(), thumbnails, 8).embedding)
+
+
+def test_a_device_that_cannot_hold_one_row_is_given_up(fake_encoder):
+    class Full(fake_encoder):
+        def encode_tokens(self, tokens, pad_to):
+            raise OutOfMemoryError("tried to allocate 20 GiB")
+
+    with pytest.raises(WorkersFailedError, match=r"not even one row .*20 GiB.*choose another device"):
+        encode_texts(Full(), ["a", "b"], 2)
+
+
+def test_any_other_error_of_the_encoder_is_not_taken_for_a_lack_of_memory(fake_encoder):
+    class Broken(fake_encoder):
+        def encode_images(self, pixels):
+            raise RuntimeError("an illegal memory access was encountered")
+
+    with pytest.raises(RuntimeError, match="illegal"):
+        encode_images(Broken(), [picture(1), picture(2)], 2)
+
+
+def test_pieces_are_joined_in_their_order_with_their_counts():
+    pieces = [EncodedRows.without_vector(Status(status), bytes([status]) * 16, 2) for status in (3, 10)]
+    counted = EncodedRows(np.ones((2, 2), np.float16), np.zeros(2, np.uint8), np.ones((2, 16), np.uint8), {"cut": 2}, 1)
+    whole = EncodedRows.joined([pieces[0], counted, pieces[1]])
+    assert whole.embedding.tolist() == [[0, 0], [1, 1], [1, 1], [0, 0]]
+    assert whole.status.tolist() == [3, 0, 0, 10]
+    assert whole.source_digest[:, 0].tolist() == [3, 1, 1, 10]
+    assert (whole.notes, whole.copied) == ({"cut": 2}, 1)

@@ -284,10 +284,10 @@ def test_keys_are_equal_only_if_everything_that_they_identify_is(one, other):
 
 
 def test_a_key_does_not_tell_where_in_the_dataset_its_rows_are(cache_world):
-    before = make_plan(cache_world.table(), cache_world.recipe(None))
+    before = make_plan(cache_world.table(), cache_world.recipe())
     cache_world.rows = cache_world.rows[8:16] + cache_world.rows[:8] + cache_world.rows[16:]
     cache_world.write()
-    after = make_plan(cache_world.table(), cache_world.recipe(None))
+    after = make_plan(cache_world.table(), cache_world.recipe())
     for kind in ("image", "text"):
         first, second, third = (shard.key for shard in before.of_kind(kind))
         assert [shard.key for shard in after.of_kind(kind)] == [second, first, third]
@@ -329,10 +329,6 @@ def use_another_encoder(world, recipe):
     recipe["semantic"] = {"weights": "others", "precision": "fp32"}
 
 
-def use_more_threads(world, recipe):
-    recipe["num_workers"] = 7
-
-
 def use_another_machine(world, recipe):
     recipe["environment"] = {"device": "another"}
 
@@ -352,7 +348,6 @@ ALL = {(kind, index) for kind in ("image", "text") for index in range(3)}
         (change_a_thumbnail, set()),
         (remove_a_thumbnail, set()),
         (change_views_and_year, set()),
-        (use_more_threads, set()),
         (use_another_machine, set()),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
@@ -361,17 +356,17 @@ def test_only_what_decides_the_vectors_of_a_shard_changes_its_key(cache_world, c
     def keys(plan):
         return {(shard.kind, shard.index): shard.key for shard in plan.shards}
 
-    before, options = keys(make_plan(cache_world.table(), cache_world.recipe(None))), {}
+    before, options = keys(make_plan(cache_world.table(), cache_world.recipe())), {}
     change(cache_world, options)
     cache_world.write()
-    after = keys(make_plan(cache_world.table(), cache_world.recipe(None, **options)))
+    after = keys(make_plan(cache_world.table(), cache_world.recipe(**options)))
     assert {place for place in before if before[place] != after[place]} == other_keys
 
 
 @pytest.mark.parametrize("change", [change_a_thumbnail, remove_a_thumbnail], ids=lambda change: change.__name__)
 def test_stamps_tell_which_thumbnails_have_to_be_looked_at_again(cache_world, change):
     def stamps():
-        return [shard.stamps for shard in make_plan(cache_world.table(), cache_world.recipe(None)).of_kind("image")]
+        return [shard.stamps for shard in make_plan(cache_world.table(), cache_world.recipe()).of_kind("image")]
 
     before = stamps()
     change(cache_world, {})
@@ -379,7 +374,7 @@ def test_stamps_tell_which_thumbnails_have_to_be_looked_at_again(cache_world, ch
 
 
 def test_a_dataset_has_the_same_keys_wherever_it_lies(make_world, tmp_path):
-    plans = [make_plan(world.table(), world.recipe(None)) for world in (make_world(tmp_path / name) for name in "ab")]
+    plans = [make_plan(world.table(), world.recipe()) for world in (make_world(tmp_path / name) for name in "ab")]
     assert plans[0].identity == plans[1].identity
 
 

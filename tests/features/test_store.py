@@ -9,12 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from features.cache import make_cache
-from features.decode import decode_file
+from features.decode import decode_bytes
 from features.errors import CacheError
 from features.plan import MANIFEST, CachePlan, PlannedShard, shard_ranges, write_plan
 from features.preprocess import Thumbnail
-from features.progress import Silent
 from features.shards import Shard, read_shard, write_shard
 from features.status import Status
 from features.store import Embeddings, EmbeddingStore
@@ -80,20 +78,19 @@ def drawn_embeddings(rows):
     )
 
 
-def read_picture(path):
-    rgb, status, digest = decode_file(path)
+def cut_nothing(data):
+    rgb, status, digest = decode_bytes(data)
     return Thumbnail(np.ascontiguousarray(rgb.transpose(2, 0, 1)), status, digest)
 
 
 def test_every_video_has_the_vectors_of_its_own_thumbnail_and_text(cache_world, fake_encoder):
     table, encoder = cache_world.table(), fake_encoder()
-    recipe = cache_world.recipe(fake_encoder(), read_thumbnail=read_picture)
-    make_cache(cache_world.folder, table, recipe, Silent())
+    cache_world.make(fake_encoder(), cut=cut_nothing)
     store = EmbeddingStore.open(cache_world.folder)
     images, texts = store.read("image"), store.read("text")
     assert images.ids == texts.ids == table.ids
     for row in range(len(table)):
-        pixels = read_picture(table.thumbnail(row)).pixels
+        pixels = cut_nothing(table.thumbnail(row).read_bytes()).pixels
         tokens, _ = encoder.tokenize([table.texts(row, row + 1)[0].title])
         assert np.array_equal(images.vectors[row], encoder.encode_images(pixels[None])[0].astype(np.float16))
         assert np.array_equal(texts.vectors[row], encoder.encode_tokens(tokens, 24)[0].astype(np.float16))

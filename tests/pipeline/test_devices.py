@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from features.errors import UsageError
-from pipeline.devices import auto_precision, choose_device
+from pipeline.devices import auto_precision, choose_device, choose_devices
 
 
 @pytest.fixture
@@ -20,21 +20,26 @@ def machine(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("n_gpus", "wanted", "gpus", "device"),
+    ("n_gpus", "wanted", "gpus", "devices"),
     [
-        (0, "auto", (), "cpu"),
-        (0, "cpu", (), "cpu"),
-        (2, "auto", (), "cuda:0"),
-        (2, "cpu", (), "cpu"),
-        (2, "cuda", (), "cuda:0"),
-        (2, "cuda:1", (), "cuda:1"),
-        (2, "auto", (1,), "cuda:1"),
-        (2, "cuda", (1, 0), "cuda:1"),
+        (0, "auto", (), ["cpu"]),
+        (0, "cpu", (), ["cpu"]),
+        (2, "auto", (), ["cuda:0", "cuda:1"]),
+        (2, "cpu", (), ["cpu"]),
+        (2, "cuda", (), ["cuda:0"]),
+        (2, "cuda:1", (), ["cuda:1"]),
+        (2, "auto", (1,), ["cuda:1"]),
+        (2, "cuda", (1, 0, 1), ["cuda:1", "cuda:0"]),
     ],
 )
-def test_a_device_that_is_there_is_chosen(machine, n_gpus, wanted, gpus, device):
+def test_devices_that_are_there_are_chosen_once_each(machine, n_gpus, wanted, gpus, devices):
     machine(n_gpus)
-    assert choose_device(wanted, gpus) == device
+    assert choose_devices(wanted, gpus) == devices
+
+
+def test_work_for_one_device_goes_to_the_first(machine):
+    machine(2)
+    assert choose_device("auto") == "cuda:0"
 
 
 @pytest.mark.parametrize(
@@ -51,14 +56,14 @@ def test_a_device_that_is_there_is_chosen(machine, n_gpus, wanted, gpus, device)
 def test_one_that_is_not_there_is_told_with_those_that_are(machine, n_gpus, wanted, gpus, said):
     machine(n_gpus)
     with pytest.raises(UsageError) as told:
-        choose_device(wanted, gpus)
+        choose_devices(wanted, gpus)
     assert str(told.value) == f"no device {said} (try --device cpu)"
 
 
 def test_gpus_and_the_cpu_exclude_each_other(machine):
     machine(1)
     with pytest.raises(UsageError, match="--gpus and --device cpu exclude each other"):
-        choose_device("cpu", (0,))
+        choose_devices("cpu", (0,))
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from features.cache import make_cache
 from features.config import DatasetConfig
 from features.dates import calendar_columns
 from features.errors import CacheError, UsageError
-from features.progress import Silent
 from features.store import EmbeddingStore
 from features.videos import VideoTable, read_videos
 from features.words import hashed_words
@@ -45,7 +43,7 @@ def embed(world, workspace, fake_encoder):
     def embed(tag: str, **changes) -> None:
         folder = workspace.cache(tag, "train_val")
         folder.mkdir(parents=True)
-        make_cache(folder, world.table(), world.recipe(fake_encoder(), **changes), Silent())
+        world.make(fake_encoder(), folder=folder, **changes)
 
     return embed
 

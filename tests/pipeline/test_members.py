@@ -8,10 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from features.cache import make_cache
 from features.config import DatasetConfig
 from features.errors import CacheError, UsageError
-from features.progress import Silent
 from features.store import EmbeddingStore
 from features.videos import read_videos
 from pipeline.members import fold_members, fold_weights, given_weights, run_members, stacked_weights
@@ -107,7 +105,7 @@ def test_a_run_can_predict_the_mean_of_views_instead(workspace, videos):
 
 def test_vectors_of_another_encoder_are_refused(workspace, cache_world, fake_encoder):
     videos, cache = cache_world.table(), workspace.cache("fake", "train_val")
-    make_cache(cache, videos, cache_world.recipe(fake_encoder()), Silent())
+    cache_world.make(fake_encoder(), folder=cache)
     here = EmbeddingStore.open(cache).plan.encoder
     sources = [{"modality": "image", "kind": "image", "tag": "fake"}, {"modality": "age", "kind": "age", "tag": ""}]
     same = make_run(workspace, "same", sources=sources, encoders={"fake": here})

@@ -1,0 +1,90 @@
+"""Which part of the work is ours when several machines share it: from options, or from what a scheduler sets."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from features.errors import UsageError
+from features.lock import WHOLE, Part
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class _Scheduler:
+    """The variables in which a scheduler tells a task its index and how many there are."""
+
+    name: str
+    index: str
+    count: str
+    first: str = ""  # what the indices start with
+    step: str = ""  # how far apart they are
+
+
+_SCHEDULERS = (
+    _Scheduler("torchrun", "RANK", "WORLD_SIZE"),
+    _Scheduler(
+        *("a SLURM array", "SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"),
+        *("SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_STEP"),
+    ),
+    _Scheduler("a SLURM step", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
+    _Scheduler("an indexed Kubernetes job", "JOB_COMPLETION_INDEX", "JOB_COMPLETIONS"),
+)
+"""In this order; Kubernetes itself sets no count, so there it comes from a manifest or from --num-shards."""
+
+
+class ChosenPart(NamedTuple):
+    """A part, and in words where it comes from ("" if nobody shares the work)."""
+
+    part: Part
+    told: str
+
+
+def choose_part(shard_index: int | None, num_shards: str, environ: Mapping[str, str]) -> ChosenPart:
+    """The part that `--shard-index` and `--num-shards` name; what they leave open comes from the environment.
+
+    Nothing is taken from the environment unasked: a task of an array may well do all the work of another model.
+
+    Raises
+    ------
+    UsageError
+        The numbers are none, do not fit together, or are nowhere to be found.
+    """
+    scheduler = next((found for found in _SCHEDULERS if found.index in environ), None)
+    if num_shards == AUTO:
+        if scheduler is None or scheduler.count not in environ:
+            names = ", ".join(f"{known.index} and {known.count}" for known in _SCHEDULERS)
+            raise UsageError(f"--num-shards auto needs {names}; none is set: give --shard-index and --num-shards")
+        of = _number(scheduler.count, environ[scheduler.count])
+    else:
+        of = _number("--num-shards", num_shards)
+    if of < 1:
+        raise UsageError(f"--num-shards must be 1 or more, not {of}")
+    if shard_index is None and of == 1:
+        return ChosenPart(WHOLE, "")
+    if shard_index is not None:
+        index, source = shard_index, "--shard-index"
+    elif scheduler is not None:
+        index, source = _index(scheduler, environ), scheduler.name
+    else:
+        raise UsageError(f"--num-shards {of} needs --shard-index, from 0 to {of - 1}")
+    if not 0 <= index < of:
+        raise UsageError(f"the index of a part must lie between 0 and {of - 1}, however {source} says {index}")
+    return ChosenPart(Part(index + 1, of), f"part {index + 1} of {of} ({source} {index})")
+
+
+def _index(scheduler: _Scheduler, environ: Mapping[str, str]) -> int:
+    index = _number(scheduler.index, environ[scheduler.index])
+    first = _number(scheduler.first, environ.get(scheduler.first, "0")) if scheduler.first else 0
+    step = _number(scheduler.step, environ.get(scheduler.step, "1")) if scheduler.step else 1
+    whole, rest = divmod(index - first, max(step, 1))
+    if rest:
+        raise UsageError(f"{scheduler.index} is {index}, which no array from {first} in steps of {step} holds")
+    return whole
+
+
+def _number(name: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise UsageError(f"{name} must be a whole number, not {text!r}") from None
