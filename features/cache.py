@@ -108,6 +108,7 @@ def make_cache(
         making.check_environment(workers, recipe.environment)
         _write_pending(before)
         making.make(workers, [shard for shard in before.missing if part.holds(shard.index)])
+        durable.remove_leftovers(folder)  # again: a process that was killed may have been long in dying
         after = before.with_more(making.made) if part == WHOLE else _assess(folder, table, recipe)
         if not after.missing:
             _publish(after)

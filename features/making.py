@@ -57,7 +57,9 @@ class Timing:
     """Where the time went, in seconds.
 
     busy_seconds
-        From the first job to the last.
+        From the first word of a worker, when encoders are loaded, to the last.
+    steady
+        Vectors that were made in that time.
     waited
         Where workers waited, all of them together, by part of the work.
     feed
@@ -69,6 +71,7 @@ class Timing:
     """
 
     busy_seconds: float = 0.0
+    steady: int = 0
     waited: Stopwatch = field(default_factory=Stopwatch)
     feed: Stopwatch = field(default_factory=Stopwatch)
     vectors: Counter[str] = field(default_factory=Counter)
@@ -82,15 +85,19 @@ class Timing:
             part = "read"
         return _IN_WORDS.get(part, part)
 
+    @property
+    def vectors_per_second(self) -> float:
+        """The rate once all is loaded; 0 if there was too little to tell."""
+        return self.steady / self.busy_seconds if self.steady > 0 and self.busy_seconds > 0 else 0.0
+
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON, with the rate of each device."""
-        busy = max(self.busy_seconds, 1e-9)
+        """Ready for JSON."""
         return {
             "busy_seconds": round(self.busy_seconds, 3),
             "seconds_waited": {part: round(seconds, 3) for part, seconds in self.waited.seconds.items()},
             "seconds_of_feed_threads": {part: round(seconds, 3) for part, seconds in self.feed.seconds.items()},
             "vectors": dict(self.vectors),
-            "vectors_per_second": {device: round(count / busy, 2) for device, count in self.vectors.items()},
+            "vectors_per_second": round(self.vectors_per_second, 2),
             "batch_that_fits": self.fits or None,
             "bottleneck": self.bottleneck,
         }
@@ -156,16 +163,18 @@ class Making:
         kinds = sorted({shard.kind for shard in missing})
         label = f"{self._table.split} {' and '.join(kinds)}"
         self._progress.begin(label, sum(shard.rows for shard in missing), "vectors")
-        start = time.monotonic()
+        start = 0.0
         context = self._context({kind: EarlierVectors(self._before, kind) for kind in kinds})
         for event in workers.run(context, map(self._job, missing)):
             self._take(event, workers, context)
+            start = start or time.monotonic()
             self.timing.busy_seconds = time.monotonic() - start
         self._progress.end()
         durable.publish(self._before.survey.folder / TIMING, json.dumps(self.timing.to_dict(), indent=1) + "\n")
 
     def _take(self, event: Event, workers: Workers, context: SplitContext) -> None:
         if isinstance(event, Told):
+            self.timing.steady += event.units if self.timing.busy_seconds else 0
             self._progress.advance(event.units, bottleneck=self.timing.bottleneck, device=event.device)
         elif isinstance(event, Lost):
             self._corner(event.job, workers, context)

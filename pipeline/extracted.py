@@ -1,7 +1,7 @@
 """What `vp extract` says when it has ended."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
@@ -38,8 +38,8 @@ def outcome(
     """Sum up the caches of all splits; too many bad rows are an error, although everything is kept."""
     every = list(summaries.values())
     rows, bad = sum(summary.rows for summary in every), sum(len(summary.bad_rows) for summary in every)
-    encoded, missing = sum(summary.vectors_encoded for summary in every), sum(summary.missing for summary in every)
-    rate = encoded / len(every[0].statuses) / max(sum(summary.timing.busy_seconds for summary in every), 1e-9)
+    missing = sum(summary.missing for summary in every)
+    rate = _videos_per_second(every)
     facts = {
         "encoder": tag,
         "rows": rows,
@@ -58,12 +58,19 @@ def outcome(
             f"{bad} of {rows} rows have a bad thumbnail or text, more than --max-bad {config.max_bad:g} allows. "
             "All vectors are kept: mend the files and run the same command again, or raise --max-bad"
         )
-    speed = f", {rate:.1f} videos/s" if encoded else ""
+    speed = f", {rate:.1f} videos/s" if rate else ""
     lines = [*table(_counts(summaries)), *_waited(summaries)]
     lines.append(f"{tag}: {rows} videos in {seconds:.1f} s{speed} -> {config.work / 'embeddings' / tag}")
     if missing:
         lines.append(f"{chosen.told or 'this part'} is done; {missing} shards of other parts are missing")
     return Outcome(lines, facts, "" if missing else f"vp train-heads{repeated_flags(config)}", error)
+
+
+def _videos_per_second(every: Sequence[CacheSummary]) -> float:
+    """The rate at which videos got all their vectors, once encoders were loaded."""
+    seconds = sum(summary.timing.busy_seconds for summary in every)
+    steady = sum(summary.timing.steady for summary in every)
+    return steady / seconds / len(every[0].statuses) if steady > 0 and seconds > 0 else 0.0
 
 
 def _counts(summaries: Mapping[str, CacheSummary]) -> list[list[object]]:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -472,3 +473,15 @@ def test_a_temporary_file_never_takes_the_place_of_another(file):
 def test_an_empty_file_can_be_published(file):
     durable.publish(file, b"")
     assert file.read_bytes() == b""
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="only Linux says so of a process")
+def test_a_process_that_has_ended_but_was_not_waited_for_is_gone_too(tmp_path):
+    ended = subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE)
+    ended.stdout.read()
+    os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)  # a zombie until somebody waits
+    left = tmp_path / f".tmp-{durable._HOST}-{ended.pid}-{'0' * 32}"
+    left.touch()
+    assert durable.remove_leftovers(tmp_path) == 1
+    ended.stdout.close()
+    ended.wait()

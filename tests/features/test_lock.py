@@ -5,13 +5,16 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from features.errors import LockedError, StorageError
-from features.lock import writer_lock
+from features.lock import Part, part_lock, writer_lock
 
 HOLD = """
 import sys
@@ -185,3 +188,52 @@ def test_a_disk_without_room_for_a_single_byte_is_a_storage_error_and_leaves_the
     first, second = process.stdout.splitlines()
     assert first.startswith("cannot write ")
     assert second == "free again"
+
+
+# Parts
+
+
+@settings(deadline=None, derandomize=True)
+@given(parts=st.tuples(*[st.integers(1, 12).flatmap(lambda of: st.builds(Part, st.integers(1, of), st.just(of)))] * 2))
+def test_parts_overlap_just_if_some_shard_belongs_to_both(parts):
+    one, other = parts
+    shared = any(one.holds(index) and other.holds(index) for index in range(one.of * other.of))
+    assert one.overlaps(other) == other.overlaps(one) == shared
+
+
+@given(of=st.integers(1, 9), index=st.integers(0, 200))
+def test_every_shard_belongs_to_one_part(of, index):
+    assert sum(Part(number, of).holds(index) for number in range(1, of + 1)) == 1
+
+
+def test_parts_that_have_nothing_in_common_are_held_together_and_others_are_not(tmp_path):
+    with part_lock(tmp_path, Part(1, 4)), part_lock(tmp_path, Part(2, 4)), part_lock(tmp_path, Part(4, 4)):
+        for part in (Part(1, 4), Part(1, 1), Part(1, 2), Part(2, 2), Part(1, 3)):
+            with pytest.raises(LockedError, match="is being written by process"), part_lock(tmp_path, part):
+                pass
+        with part_lock(tmp_path, Part(3, 4)):
+            pass
+
+
+def test_a_part_that_was_refused_is_free_again(tmp_path):
+    with part_lock(tmp_path, Part(1, 2)), pytest.raises(LockedError), part_lock(tmp_path, Part(1, 1)):
+        pass
+    with part_lock(tmp_path, Part(1, 1)):
+        pass
+
+
+def test_who_waits_for_an_overlapping_part_gets_it_when_it_is_free(tmp_path):
+    held, free = threading.Event(), threading.Event()
+
+    def hold():
+        with part_lock(tmp_path, Part(1, 2)):
+            held.set()
+            free.wait(10)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait(10)
+    threading.Timer(0.2, free.set).start()
+    with part_lock(tmp_path, Part(1, 1), wait_seconds=20.0):
+        assert free.is_set()
+    thread.join()

@@ -108,6 +108,28 @@ def test_bad_rows_add_up_and_the_bottleneck_is_named(clock, capsys):
     ]
 
 
+def test_several_devices_are_told_each_with_its_own_rate(clock, capsys):
+    console = Console()
+    console.begin("encoding", 40, "rows")
+    clock.seconds += 2
+    console.advance(8, device="cuda:1")
+    console.advance(4, device="cuda:0")
+    console.advance(0, bad=1)
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "encoding: 12/40 rows, 6.0/s (mean 6.0/s), cuda:0 2.0/s, cuda:1 4.0/s, 0:00:05 left"
+    )
+
+
+def test_what_is_lost_again_is_counted_back_and_its_tenths_are_not_told_twice(clock, capsys):
+    console = Console()
+    console.begin("encoding", 10, "rows")
+    clock.seconds += 1
+    for units in (2, -2, 2, 1):
+        console.advance(units)
+    told = [line.partition(",")[0] for line in capsys.readouterr().err.splitlines()]
+    assert told == ["encoding: 2/10 rows", "encoding: 3/10 rows"]
+
+
 def test_the_next_piece_of_work_begins_at_nothing(clock, capsys):
     console = Console()
     for label in ("image", "text"):
