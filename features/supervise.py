@@ -135,10 +135,11 @@ class Supervisor(Generic[Job, Result]):
         self._again.extendleft(reversed(tickets))
 
     def _hand_out(self) -> bool:
-        """Give every worker enough to do; returns whether there is anything to wait for."""
-        for slot in self._slots:
-            while not slot.is_retired and slot.has_room and (ticket := self._next(slot)) is not None:
-                self._give(slot, ticket)
+        """Give every worker something to do, then every one more; returns whether there is anything to wait for."""
+        for jobs_each in range(1, READ_AHEAD + 1):
+            for slot in self._slots:
+                if slot.has_room(jobs_each) and (ticket := self._next(slot)) is not None:
+                    self._give(slot, ticket)
         return any(slot.held for slot in self._slots)
 
     def _next(self, slot: "_Slot[Job]") -> _Ticket[Job] | None:
@@ -256,12 +257,10 @@ class _Slot(Generic[Job]):
     connection: Connection = field(init=False)
     log: Connection = field(init=False)
 
-    @property
-    def has_room(self) -> bool:
-        """Whether it may take one more job: a suspect is worked on alone."""
-        if any(ticket.is_suspect for ticket in self.held.values()):
-            return False
-        return len(self.held) < READ_AHEAD
+    def has_room(self, jobs: int) -> bool:
+        """Whether it may take one more, to hold so many at most: a suspect is worked on alone."""
+        alone = any(ticket.is_suspect for ticket in self.held.values())
+        return not self.is_retired and not alone and len(self.held) < jobs
 
     @property
     def ears(self) -> list[Any]:

@@ -71,6 +71,11 @@ def test_no_more_processes_are_started_than_there_are_jobs(office):
     assert {device for _, _, device in results.values()} == {"a"}
 
 
+def test_a_worker_gets_a_second_job_only_when_every_other_has_one(office):
+    results, *_ = office(plain([1, 2]), ("a", "b"))
+    assert {device for _, _, device in results.values()} == {"a", "b"}
+
+
 def test_no_job_starts_no_process(office):
     started = time.monotonic()
     assert office([], ("a", "b"))[0] == {}
