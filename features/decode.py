@@ -94,6 +94,14 @@ def decode_file(path: Path) -> Decoded:
         return Decoded(None, refused.status, source_sha256)
 
 
+def source_digest(path: Path) -> bytes:
+    """What `decode_file` gives as `source_sha256`, without decoding the image."""
+    try:
+        return hashlib.sha256(_read_regular_file(path)).digest()[:16]
+    except _Refused:
+        return NO_SOURCE
+
+
 def _read_regular_file(path: Path) -> bytes:
     try:
         # Non-blocking: opening a FIFO would otherwise wait for a writer that never comes.

@@ -1,7 +1,7 @@
 """What a cache folder holds, and which of it still serves the dataset as it is now."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -125,9 +125,14 @@ def assess(survey: Survey, plan: CachePlan, table: VideoTable) -> Assessment:
 
 
 def thumbnail_stamps(table: VideoTable, start: int, stop: int) -> str:
+    """`stamps_of` the rows from `start` to `stop` (exclusive)."""
+    return stamps_of(table, range(start, stop))
+
+
+def stamps_of(table: VideoTable, rows: Iterable[int]) -> str:
     """Digest of the sizes and times of some rows' thumbnails: while it holds, they need not be read to be known."""
     stamps = hashlib.sha256()
-    for row in range(start, stop):
+    for row in rows:
         path = table.thumbnail(row)
         try:
             facts = None if isinstance(path, Status) else path.stat()
