@@ -7,21 +7,28 @@ the question of `features.verification`.
 import json
 import re
 import socket
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from features.durable import TEMPORARY, is_alive
 from features.errors import CacheError
 from features.plan import MANIFEST, NEXT_MANIFEST, CachePlan, PlannedShard, read_plan
 from features.shards import FILE_NAME, ShardFacts, max_shard_bytes, read_facts
+from features.status import Status
 from features.survey import Place
 
 QUARANTINE = "quarantine"
 TIMING = "timing.json"
+WHOLE_LOCK, PART_LOCKS = ".part-1-of-1.lock", ".part-*-of-*.lock"
+"""The lock of a writer that makes the whole cache, and the locks of all writers."""
 
+_KNOWN = {status.value for status in Status}
 _LOCK = re.compile(r"\.part-\d+-of-\d+\.(lock|holder\.json)")
 
 
@@ -107,6 +114,28 @@ class Inspection:
         """Bytes of everything in the folder."""
         return sum(entry.size_bytes for entry in self.entries)
 
+    def ids(self) -> list[str] | None:
+        """The ids of all rows, in their order; None if a shard that tells them is missing."""
+        plan, there = self.plan, self.shards
+        if plan is None:
+            return None
+        found: list[str] = []
+        for planned in plan.of_kind(next(iter(plan.dims))):
+            facts = next((there[kind, planned.index] for kind in plan.dims if (kind, planned.index) in there), None)
+            if facts is None:
+                return None
+            found += facts.ids
+        return found
+
+    def statuses(self) -> dict[str, dict[str, int]]:
+        """Kind -> status -> number of rows, of the shards that are there."""
+        counts: dict[str, Counter[str]] = {kind: Counter() for kind in (self.plan.dims if self.plan else ())}
+        for (kind, _), facts in self.shards.items():
+            for value, count in zip(*np.unique(facts.status, return_counts=True), strict=True):
+                known = int(value) in _KNOWN
+                counts[kind][Status(value).label if known else f"unknown ({value})"] += int(count)
+        return {kind: dict(count) for kind, count in counts.items()}
+
     def of_role(self, *roles: Role) -> list[Entry]:
         """The files that are there for one of these reasons."""
         return [entry for entry in self.entries if entry.role in roles]
@@ -125,7 +154,7 @@ def inspect(folder: Path) -> Inspection:
     if faults or (published is None and pending is None):
         needed |= set(names)  # without its manifest no shard may be called superseded
     entries = tuple(_entries(folder, needed))
-    writers = [writer for lock in sorted(folder.glob(".part-*.lock")) if (writer := writer_of(lock))]
+    writers = [writer for lock in sorted(folder.glob(PART_LOCKS)) if (writer := writer_of(lock))]
     return Inspection(folder, published, pending, faults, entries, facts, unreadable, serving, len(of_pending), writers)
 
 
@@ -206,7 +235,7 @@ def _entries(folder: Path, needed: set[str]) -> Iterator[Entry]:
 def _role(path: Path, needed: set[str]) -> Role:
     if path.name == QUARANTINE and path.is_dir() and not path.is_symlink():
         return Role.QUARANTINE
-    if path.is_symlink():
+    if path.is_symlink() or path.is_dir():  # neither is ever made by vp
         return Role.SHARD if path.name in needed else Role.STRAY
     if path.name in (MANIFEST, NEXT_MANIFEST, TIMING):
         return Role.TIMING if path.name == TIMING else Role.MANIFEST
@@ -218,7 +247,8 @@ def _role(path: Path, needed: set[str]) -> Role:
 
 
 def _role_in_quarantine(path: Path) -> Role:
-    return Role.QUARANTINE if FILE_NAME.fullmatch(path.name) and not path.is_symlink() else Role.STRAY
+    is_file = path.is_file() and not path.is_symlink()
+    return Role.QUARANTINE if is_file and FILE_NAME.fullmatch(path.name) else Role.STRAY
 
 
 def _own_bytes(path: Path) -> int:

@@ -81,6 +81,11 @@ class Staleness:
         """Whether nothing differs."""
         return not any(self.counts.values())
 
+    @property
+    def is_only_touched(self) -> bool:
+        """Whether only the times of some thumbnails speak against the cache."""
+        return self.touched.count > 0 and sum(self.counts.values()) == self.touched.count
+
 
 def compare(
     plan: CachePlan,

@@ -144,13 +144,6 @@ def abandoned(runs: Path) -> dict[Path, Path]:
     return {path: _run_of(path) for path in sorted(unsealed + replaced) if path.is_dir() and not path.is_symlink()}
 
 
-def remove_abandoned(folder: Path) -> None:
-    """Finish the swap of a run that was interrupted, and remove what is abandoned; the caller holds its lock."""
-    _recover(folder)
-    if not (_building(folder) / RECORD).is_file():
-        _remove_tree(_building(folder))
-
-
 @contextlib.contextmanager
 def building(folder: Path) -> Iterator[Path]:
     """A folder to build a run in; on success it takes the place of `folder`, after an error nothing has changed.
