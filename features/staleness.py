@@ -42,6 +42,11 @@ class Some:
                 self.first.append(id_)
 
     @property
+    def rows(self) -> str:
+        """How many, in words."""
+        return "1 row" if self.count == 1 else f"{self.count} rows"
+
+    @property
     def told(self) -> str:
         """The first ids, and whether there are more."""
         return ", ".join(map(shown, self.first)) + (", ..." if self.count > len(self.first) else "")
@@ -75,6 +80,19 @@ class Staleness:
         """All of it as numbers."""
         parts = {name: part.count for name, part in vars(self).items() if isinstance(part, Some)}
         return parts | {"unknown": self.unknown}
+
+    @property
+    def told(self) -> list[str]:
+        """Each difference in words; thumbnails that were only touched are none yet."""
+        words = {
+            "added": "of the dataset not in the cache",
+            "gone": "no longer in the dataset",
+            "moved": "elsewhere in the dataset",
+            "texts": "with another text now",
+            "thumbnails": "with another thumbnail now",
+        }
+        parts: dict[str, Some] = {name: getattr(self, name) for name in words}
+        return [f"{part.rows} {words[name]} ({part.told})" for name, part in parts.items() if part.count]
 
     @property
     def is_fresh(self) -> bool:

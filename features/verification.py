@@ -51,7 +51,7 @@ def verify_cache(
     With `sources` every thumbnail is hashed as well and compared with what its vector was made from.
     """
     inspection = inspect(folder)
-    faults = [Fault(folder, what, f"move {folder} away, then `{extract}`") for what in inspection.faults]
+    faults = [_manifest_fault(folder, message) for message in inspection.faults]
     if inspection.plan is None:
         if not faults:
             faults.append(Fault(folder, "holds no manifest", f"`{extract}`"))
@@ -63,6 +63,11 @@ def verify_cache(
     if table is not None:
         faults += verification.stale(table, sources=sources)
     return Checked(len(inspection.plan.shards), inspection.size_bytes, faults)
+
+
+def _manifest_fault(folder: Path, message: str) -> Fault:
+    what, _, advice = message.removeprefix(f"{folder}/").rpartition(": ")
+    return Fault(folder, what, advice.replace("its folder", str(folder)))
 
 
 class _Verification:
@@ -121,19 +126,8 @@ class _Verification:
 
     def stale(self, table: VideoTable, *, sources: bool) -> Iterator[Fault]:
         found = compare(self._plan, self._good, table, self._progress, contents=sources)
-        for name, words in _CHANGES.items():
-            some: Some = getattr(found, name)
-            if some.count:
-                yield Fault(self._folder, f"{some.count} {words}: {some.told}", self._extract)
-
-
-_CHANGES = {
-    "added": "rows of the dataset have no vector",
-    "gone": "rows are no longer in the dataset",
-    "moved": "rows stand elsewhere in the dataset",
-    "texts": "rows have another text now",
-    "thumbnails": "rows have another thumbnail now",
-}
+        for what in found.told:
+            yield Fault(self._folder, what, self._extract)
 
 
 def _identity_fault(shard: Shard, plan: CachePlan, planned: PlannedShard) -> str:
@@ -175,4 +169,4 @@ def _value_faults(shard: Shard) -> Iterator[str]:
 def _rows(shard: Shard, which: Bool[np.ndarray, " row"]) -> str:
     some = Some()
     some.add(shard.ids[row] for row in np.flatnonzero(which).tolist())
-    return f"holds {some.count} rows ({some.told})"
+    return f"holds {some.rows} ({some.told})"

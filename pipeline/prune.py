@@ -15,7 +15,7 @@ from features.lock import writer_lock
 from features.progress import Progress
 from pipeline.config import PruneConfig
 from pipeline.leftovers import Findings, Item, is_plain, scope_of
-from pipeline.outcome import Outcome, size_told, table
+from pipeline.outcome import Outcome, counted, size_told, table
 from pipeline.runs import read_run, run_names
 from pipeline.settings import repeated_flags
 from pipeline.workspace import Workspace
@@ -43,11 +43,8 @@ def prune(config: PruneConfig, progress: Progress) -> Outcome:
         for lock in scope.locks:
             locks.enter_context(writer_lock(lock))
         findings = scope.find()
-        progress.begin("pruning", len(findings.items), "files")
         for item in findings.items:
             _remove(item)
-            progress.advance(1)
-        progress.end()
     scope.remove_empty()
     return _outcome(config, findings)
 
@@ -82,7 +79,7 @@ def _remove(item: Item) -> None:
 
 def _outcome(config: PruneConfig, findings: Findings) -> Outcome:
     size_bytes = sum(item.size_bytes for item in findings.items)
-    count = f"{len(findings.items)} files, {size_told(size_bytes)}"
+    count = f"{counted(len(findings.items), 'file')}, {size_told(size_bytes)}"
     rows = [[str(item.path), item.why, f"{item.size_bytes:,}"] for item in findings.items]
     lines = table([["file", "why", "bytes"], *rows]) if rows else []
     lines += [f"left alone: {left}" for left in findings.left]
@@ -94,9 +91,8 @@ def _outcome(config: PruneConfig, findings: Findings) -> Outcome:
         "left": findings.left,
         "faults": findings.faults,
     }
-    error = (
-        CacheError(f"left alone, because it cannot be read: {'; '.join(findings.faults)}") if findings.faults else None
-    )
+    told = "; ".join(findings.faults)
+    error = CacheError(f"some of it is left alone, because it cannot be judged: {told}") if told else None
     return Outcome(lines, facts, _next(config, findings), error)
 
 

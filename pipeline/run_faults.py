@@ -17,7 +17,7 @@ from heads.folds import FoldPlan
 from pipeline.config import VerifyConfig
 from pipeline.repairs import extract_command, train_command
 from pipeline.run_state import run_state
-from pipeline.runs import RECORD, Run, read_run
+from pipeline.runs import Run, read_run
 from pipeline.workspace import Workspace
 
 SCORE_WITHIN = 1e-6
@@ -31,16 +31,21 @@ def run_faults(
 ) -> list[Fault]:
     """Everything that is wrong with a run."""
     folder = workspace.runs / name
-    again = f"`{train_command(name, config)}`"
     try:
         run = read_run(folder)
-        checked = _Run(run, again)
-        faults = [*checked.files(), *checked.checkpoints(), *checked.folds(), *checked.score()]
     except CacheError as error:
-        return [Fault(folder, _plain(str(error)), again)]
-    except (TypeError, KeyError, AttributeError, ValueError) as error:
-        return [Fault(folder / RECORD, f"is not whole ({error!r})", again)]
-    state = run_state(run, workspace, inspections)
+        return [Fault(folder, _plain(str(error)), f"`{train_command(name, config)}`")]
+    state = run_state(run, config, workspace, inspections)
+    again = f"`{state.again}`"
+    checked = _Run(run, again)
+    faults = []
+    for check in (checked.files, checked.checkpoints, checked.folds, checked.score):
+        try:
+            faults += list(check())
+        except CacheError as error:
+            faults.append(Fault(folder, _plain(str(error)), again))
+        except (TypeError, KeyError, AttributeError, ValueError) as error:
+            faults.append(Fault(folder, f"its {check.__name__} cannot be checked ({error!r})", again))
     for change in state.changes:
         repair = f"`{extract_command(change.tag, None, config)}`" if change.is_missing else again
         faults.append(Fault(folder, change.what, repair))

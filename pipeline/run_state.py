@@ -9,7 +9,9 @@ from typing import Any
 
 from features.errors import CacheError
 from features.inspection import Inspection
+from pipeline.config import WorkConfig
 from pipeline.dataset import TRAIN
+from pipeline.repairs import train_command
 from pipeline.runs import Run
 from pipeline.workspace import Workspace
 
@@ -25,9 +27,13 @@ class Change:
 
 @dataclass(frozen=True)
 class RunState:
-    """One run. `faults` is why it cannot be used, `changes` what is no longer as when it was trained."""
+    """One run. `faults` is why it cannot be used, `changes` what is no longer as when it was trained.
+
+    `again` is the command that trains it once more.
+    """
 
     name: str
+    again: str
     facts: Mapping[str, Any]
     faults: list[str]
     changes: list[Change]
@@ -46,7 +52,7 @@ class RunState:
         return [*self.faults, *(change.what for change in self.changes), *self.notes]
 
 
-def run_state(run: Run, workspace: Workspace, inspections: Mapping[Path, Inspection]) -> RunState:
+def run_state(run: Run, config: WorkConfig, workspace: Workspace, inspections: Mapping[Path, Inspection]) -> RunState:
     """Look at a run and at the caches that it names; damage is told in the result, never raised."""
     faults: list[str] = []
     changes: list[Change] = []
@@ -57,7 +63,7 @@ def run_state(run: Run, workspace: Workspace, inspections: Mapping[Path, Inspect
         missing = [name for name in run.part("files") if not (run.folder / name).is_file()]
         facts["missing_files"] = missing
         if missing:
-            faults.append(f"{len(missing)} of its files are missing: {', '.join(missing[:5])}")
+            faults.append(f"files missing: {len(missing)} ({', '.join(missing[:5])})")
         ids = run_ids(run) if facts["encoders"] and "folds.csv" not in missing else None
         for tag, encoder in facts["encoders"].items():
             inspection = inspections.get(workspace.cache(tag, TRAIN))
@@ -69,7 +75,8 @@ def run_state(run: Run, workspace: Workspace, inspections: Mapping[Path, Inspect
         faults.append(str(error))
     except (TypeError, KeyError, AttributeError, ValueError) as error:
         faults.append(f"its run.json is not whole ({error!r})")
-    return RunState(run.name, facts, faults, changes, notes)
+    again = train_command(run.name, config, run.record.get("config"))
+    return RunState(run.name, again, facts, faults, changes, notes)
 
 
 def cache_changes(tag: str, encoder: str, kinds: list[str], inspection: Inspection | None) -> list[Change]:

@@ -11,7 +11,6 @@ from typing import Any
 from features.errors import CacheError
 from features.inspection import LEFTOVERS, Inspection, Role
 from features.progress import Progress
-from features.staleness import Staleness
 from pipeline.cache_state import CacheState, cache_state
 from pipeline.config import StatusConfig
 from pipeline.dataset import Dataset, comparable_dataset
@@ -39,7 +38,7 @@ def status(config: StatusConfig, progress: Progress) -> Outcome:
     tables = {} if dataset is None else {videos.split: videos for videos in dataset.tables}
     caches = [cache_state(config, folder, tables.get(folder.name), progress) for folder in folders]
     inspections = {cache.inspection.folder: cache.inspection for cache in caches}
-    runs = [_run_state(workspace, name, inspections) for name in names]
+    runs = [_run_state(config, workspace, name, inspections) for name in names]
     lines = [f"{_dataset_told(config, dataset)}", "", *_cache_lines(caches), "", *_run_lines(runs)]
     lines += [f"{path} was left by a process that died: `vp prune` removes it" for path in abandoned(workspace.runs)]
     facts = {
@@ -52,12 +51,14 @@ def status(config: StatusConfig, progress: Progress) -> Outcome:
     return Outcome(lines, facts, _next(config, dataset, caches, runs), _error(caches, runs))
 
 
-def _run_state(workspace: Workspace, name: str, inspections: Mapping[Path, Inspection]) -> RunState:
+def _run_state(
+    config: StatusConfig, workspace: Workspace, name: str, inspections: Mapping[Path, Inspection]
+) -> RunState:
     folder = workspace.runs / name
     try:
-        return run_state(read_run(folder), workspace, inspections)
+        return run_state(read_run(folder), config, workspace, inspections)
     except CacheError as error:
-        return RunState(name, {"name": name}, [str(error)], [], [])
+        return RunState(name, train_command(name, config), {"name": name}, [str(error)], [], [])
 
 
 def _run_facts(run: RunState) -> dict[str, Any]:
@@ -93,54 +94,44 @@ def _cache_lines(caches: Sequence[CacheState]) -> list[str]:
         shards = f"{facts['shards']['there']}/{facts['shards']['planned']}"
         size = size_told(facts["size_bytes"])
         rows.append([cache.name, facts["rows"], vectors, facts["precision"] or "-", shards, size, cache.word])
-    return [*table(rows), *(f"{cache.name}: {line}" for cache in caches for line in _details(cache))]
+    lines = table(rows)
+    for cache in caches:
+        details = _details(cache)
+        lines += ["", cache.name, *(f"  {line}" for line in details)] if details else []
+    return lines
 
 
 def _details(cache: CacheState) -> list[str]:
     """What is worth a line about one cache; nothing if it is whole, fresh and clean."""
     found = cache.inspection
+    bad = {kind: counts for kind, counts in cache.bad.items() if counts}
     lines = [f"is being written by {writer}" for writer in found.writers]
+    lines += [f"{kind}: {', '.join(f'{n} {word}' for word, n in sorted(bad[kind].items()))}" for kind in bad]
     lines += found.faults
-    if found.plan is None and not found.faults:
-        lines.append(f"holds no manifest: `{cache.extract}`")
-    if found.pending is not None:
+    to_extract = _to_extract(cache)
+    lines += to_extract
+    if to_extract:
+        lines.append(f"`{cache.extract}` mends this")
+    elif cache.staleness is not None and cache.staleness.touched.count:
         lines.append(
-            f"a plan is unfinished, {found.pending_there} of {len(found.pending.shards)} shards are there: "
-            f"`{cache.extract}` makes the rest"
+            f"thumbnails were written or copied since, in shards of {cache.staleness.touched.rows}: `--hash` tells "
+            f"which have another content, `{cache.extract}` encodes just those"
         )
-    if found.published is not None and found.missing:
-        names = ", ".join(shard.file for shard in found.missing[:LISTED])
-        lines.append(f"{len(found.missing)} shards are missing or unreadable ({names}): `{cache.extract}`")
-    for kind, counts in cache.bad.items():
-        if counts:
-            lines.append(f"{kind}: {', '.join(f'{n} {word}' for word, n in sorted(counts.items()))}")
-    if cache.staleness is not None:
-        lines += _stale_lines(cache.staleness, cache.extract)
     return lines + _leftover_lines(found)
 
 
-_CHANGES = {
-    "added": "rows of the dataset are not in the cache",
-    "gone": "rows are no longer in the dataset",
-    "moved": "rows stand elsewhere in the dataset",
-    "texts": "rows have another text now",
-    "thumbnails": "rows have another thumbnail now",
-}
-
-
-def _stale_lines(found: Staleness, extract: str) -> list[str]:
-    lines = [
-        f"{getattr(found, name).count} {words} ({getattr(found, name).told})"
-        for name, words in _CHANGES.items()
-        if getattr(found, name).count
-    ]
-    lines = [f"{line}: `{extract}`" for line in lines]
-    if found.touched.count:
-        lines.append(
-            f"thumbnails were written or copied since, in shards of {found.touched.count} rows: `--hash` tells which "
-            f"have another content, `{extract}` encodes just those"
-        )
-    return lines
+def _to_extract(cache: CacheState) -> list[str]:
+    """Everything that `vp extract` makes good."""
+    found, lines = cache.inspection, []
+    if found.plan is None and not found.faults:
+        lines.append("holds no manifest")
+    if found.pending is not None:
+        lines.append(f"unfinished: {found.pending_there} of {len(found.pending.shards)} planned shards are there")
+    if found.published is not None and found.missing:
+        names = ", ".join(shard.file for shard in found.missing[:LISTED])
+        more = ", ..." if len(found.missing) > LISTED else ""
+        lines.append(f"shards missing or unreadable: {len(found.missing)} ({names}{more})")
+    return lines + (cache.staleness.told if cache.staleness is not None else [])
 
 
 def _leftover_lines(found: Inspection) -> list[str]:
@@ -148,13 +139,13 @@ def _leftover_lines(found: Inspection) -> list[str]:
     leftovers = found.of_role(*LEFTOVERS)
     if leftovers:
         counts = Counter(str(entry.role) for entry in leftovers)
-        told = ", ".join(f"{count} {role}" for role, count in counts.items())
+        told = ", ".join(f"{role} {count}" for role, count in counts.items())
         size = size_told(sum(entry.size_bytes for entry in leftovers))
         lines.append(f"leftovers of {size} ({told}): `vp prune` lists them")
     strays = [entry.path.name for entry in found.of_role(Role.STRAY)]
     if strays:
         more = ", ..." if len(strays) > LISTED else ""
-        lines.append(f"{len(strays)} files not written by vp ({', '.join(strays[:LISTED])}{more})")
+        lines.append(f"not written by vp: {', '.join(strays[:LISTED])}{more}")
     return lines
 
 
@@ -169,7 +160,11 @@ def _run_lines(runs: Sequence[RunState]) -> list[str]:
         told = "-" if score is None else f"{score:.4f}"
         modalities = ", ".join(facts.get("modalities", ())) or "-"
         rows.append([run.name, facts.get("head", "-"), modalities, folds, facts.get("rows", "-"), told, run.word])
-    return [*table(rows), *(f"{run.name}: {line}" for run in runs for line in run.lines)]
+    lines = table(rows)
+    for run in runs:
+        again = [f"`{run.again}` makes it again"] if run.faults or run.changes else []
+        lines += ["", run.name, *(f"  {line}" for line in (*run.lines, *again))] if run.lines else []
+    return lines
 
 
 def _next(config: StatusConfig, dataset: Dataset | None, caches: Sequence[CacheState], runs: Sequence[RunState]) -> str:
@@ -179,7 +174,7 @@ def _next(config: StatusConfig, dataset: Dataset | None, caches: Sequence[CacheS
             return cache.extract
     for run in runs:
         if run.faults or run.changes:
-            return train_command(run.name, config)
+            return run.again
     usable = [run for run in runs if run.facts.get("oof_msle") is not None]
     if not usable:
         return f"vp train-heads{repeated_flags(config)}" if caches else f"vp extract{repeated_flags(config)}"

@@ -10,7 +10,7 @@ from features.progress import Progress
 from features.verification import Checked, Fault, verify_cache
 from pipeline.config import VerifyConfig
 from pipeline.dataset import comparable_dataset
-from pipeline.outcome import Outcome, size_told
+from pipeline.outcome import Outcome, counted, size_told
 from pipeline.repairs import extract_command
 from pipeline.run_faults import run_faults
 from pipeline.runs import run_names
@@ -38,7 +38,8 @@ def verify(config: VerifyConfig, progress: Progress) -> Outcome:
         "seconds": round(seconds, 3),
         "faults": [{"where": str(fault.where), "what": fault.what, "repair": fault.repair} for fault in faults],
     }
-    done = f"{len(folders)} caches ({shards} shards, {size_told(size_bytes)}) and {len(names)} runs in {seconds:.1f} s"
+    what = f"{counted(len(folders), 'cache')} ({counted(shards, 'shard')}, {size_told(size_bytes)})"
+    done = f"{what} and {counted(len(names), 'run')} in {seconds:.1f} s"
     if not faults:
         return Outcome([f"{done}: nothing is wrong"], facts, f"vp status{repeated_flags(config)}")
     return Outcome([*(f"{fault.where}: {fault.what}" for fault in faults), done], facts, error=_error(faults))
@@ -71,5 +72,4 @@ def _verify_runs(config: VerifyConfig, workspace: Workspace, names: Sequence[str
 
 def _error(faults: Sequence[Fault]) -> CacheError:
     repairs = dict.fromkeys(fault.repair for fault in faults)
-    count = f"{len(faults)} fault{'s' * (len(faults) > 1)}"
-    return CacheError(f"{count}; to repair: {'; '.join(repairs)}")
+    return CacheError(f"{counted(len(faults), 'fault')}; to repair: {'; '.join(repairs)}")
