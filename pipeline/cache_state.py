@@ -78,15 +78,15 @@ class CacheState:
             "unfinished": None if found.pending is None else [found.pending_there, len(found.pending.shards)],
             "faults": [*found.faults, *found.unreadable.values()],
             "missing_shards": [shard.file for shard in found.missing if shard.file],
-            "leftovers": [_entry(entry) for entry in found.of_role(*LEFTOVERS)],
-            "strays": [_entry(entry) for entry in found.of_role(Role.STRAY)],
+            "leftovers": [_entry(entry, found.folder) for entry in found.of_role(*LEFTOVERS)],
+            "strays": [_entry(entry, found.folder) for entry in found.of_role(Role.STRAY)],
             "against_dataset": None if self.staleness is None else self.staleness.counts,
             "repair": self.extract,
         }
 
 
-def _entry(entry: Entry) -> dict[str, Any]:
-    return {"name": entry.path.name, "why": str(entry.role), "size_bytes": entry.size_bytes}
+def _entry(entry: Entry, folder: Path) -> dict[str, Any]:
+    return {"name": entry.path.relative_to(folder).as_posix(), "why": str(entry.role), "size_bytes": entry.size_bytes}
 
 
 def cache_state(config: StatusConfig, folder: Path, videos: VideoTable | None, progress: Progress) -> CacheState:

@@ -142,7 +142,7 @@ def _leftover_lines(found: Inspection) -> list[str]:
         told = ", ".join(f"{role} {count}" for role, count in counts.items())
         size = size_told(sum(entry.size_bytes for entry in leftovers))
         lines.append(f"leftovers of {size} ({told}): `vp prune` lists them")
-    strays = [entry.path.name for entry in found.of_role(Role.STRAY)]
+    strays = [entry.path.relative_to(found.folder).as_posix() for entry in found.of_role(Role.STRAY)]
     if strays:
         more = ", ..." if len(strays) > LISTED else ""
         lines.append(f"not written by vp: {', '.join(strays[:LISTED])}{more}")
