@@ -72,8 +72,8 @@ class ShardFacts:
     @classmethod
     def of(cls, shard: Shard) -> "ShardFacts":
         """Keep what is small; the copies let go of the file's bytes."""
-        ids, status, source_digest = _encoded_ids(shard.ids), shard.status.copy(), shard.source_digest.copy()
-        dim = shard.embedding.shape[1]
+        ids = np.array([id_.encode("utf-8") for id_ in shard.ids])  # no id holds the NUL that numpy would cut off
+        status, source_digest, dim = shard.status.copy(), shard.source_digest.copy(), shard.embedding.shape[1]
         return cls(shard.kind, shard.index, shard.encoder, shard.key, dim, ids, status, source_digest)
 
     @property
@@ -115,13 +115,15 @@ def read_facts(path: Path, *, max_bytes: int) -> ShardFacts:
         with h5py.File(path, "r", locking=False) as file:
             attributes = {key: file.attrs[key] for key in file.attrs}
             _check_datasets(file, attributes, path.name)
+            stored_ids = file["id"][()]
+            _decoded_ids(stored_ids)  # so that whoever asks for them later is not the one to find out
             return ShardFacts(
                 kind=str(attributes["kind"]),
                 index=int(attributes["index"]),
                 encoder=str(attributes["encoder"]),
                 key=str(attributes["key"]),
                 dim=file["embedding"].shape[1],
-                stored_ids=file["id"][()],
+                stored_ids=stored_ids,
                 status=file["status"][()],
                 source_digest=file["source_digest"][()],
             )
