@@ -15,7 +15,17 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.config import CONFIG_OF, DemoConfig, ExtractConfig, ScoreConfig, SubmitConfig, TrainHeadsConfig
+from pipeline.config import (
+    CONFIG_OF,
+    DemoConfig,
+    ExtractConfig,
+    PruneConfig,
+    ScoreConfig,
+    StatusConfig,
+    SubmitConfig,
+    TrainHeadsConfig,
+    VerifyConfig,
+)
 from pipeline.console import Console
 from pipeline.errors import EXPECTED_ERRORS, exit_code
 from pipeline.outcome import Outcome
@@ -159,6 +169,30 @@ def submit(config: SubmitConfig, console: Console) -> Outcome:
 def score(config: ScoreConfig, console: Console) -> Outcome:
     """Score a submission against true views."""
     from pipeline.score import score as stage
+
+    return stage(config, console)
+
+
+@command(StatusConfig)
+def status(config: StatusConfig, console: Console) -> Outcome:
+    """Tell what the work folder holds: caches and runs, what they lack, and how far they are from the dataset."""
+    from pipeline.status import status as stage
+
+    return stage(config, console)
+
+
+@command(VerifyConfig)
+def verify(config: VerifyConfig, console: Console) -> Outcome:
+    """Check every digest and every value of all caches and runs; exit code 7 if anything is wrong."""
+    from pipeline.verify import verify as stage
+
+    return stage(config, console)
+
+
+@command(PruneConfig)
+def prune(config: PruneConfig, console: Console) -> Outcome:
+    """List what no manifest names and other leftovers; with --yes, remove them."""
+    from pipeline.prune import prune as stage
 
     return stage(config, console)
 

@@ -17,6 +17,7 @@ from features.making import Making, Timing, Workers
 from features.plan import (
     MANIFEST,
     NEXT_MANIFEST,
+    QUARANTINE,
     CachePlan,
     PlannedShard,
     differences,
@@ -30,8 +31,6 @@ from features.progress import Progress
 from features.status import Status, bad
 from features.survey import Assessment, assess, read_survey, thumbnail_stamps
 from features.videos import VideoTable
-
-QUARANTINE = "quarantine"
 
 
 @dataclass(frozen=True)

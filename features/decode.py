@@ -109,6 +109,12 @@ def decode_bytes(data: bytes | Status) -> Decoded:
         return Decoded(None, refused.status, source_sha256)
 
 
+def source_digest(source: Path | Status) -> bytes:
+    """What decoding a source gives as `source_sha256`, without decoding it."""
+    data = read_source(source)
+    return NO_SOURCE if isinstance(data, Status) else hashlib.sha256(data).digest()[:16]
+
+
 def _read_regular_file(path: Path) -> bytes:
     try:
         # Non-blocking: opening a FIFO would otherwise wait for a writer that never comes.

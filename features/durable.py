@@ -40,7 +40,8 @@ class DiskCalls:
 calls = DiskCalls()
 
 _HOST = re.sub(r"[^A-Za-z0-9]", "_", socket.gethostname())[:32]
-_TEMPORARY = re.compile(r"\.tmp-(?P<host>[A-Za-z0-9_]*)-(?P<pid>\d+)-[0-9a-f]{32}")
+TEMPORARY = re.compile(r"\.tmp-(?P<host>[A-Za-z0-9_]*)-(?P<pid>\d+)-[0-9a-f]{32}")
+"""The names of files that are not finished yet."""
 
 
 def publish(path: Path, data: bytes | str) -> None:
@@ -108,11 +109,16 @@ def remove_leftovers(folder: Path) -> int:
     """Delete temporary files of processes of this machine that are gone; returns how many."""
     removed = 0
     for path in folder.glob(".tmp-*"):
-        match = _TEMPORARY.fullmatch(path.name)
-        if match and match["host"] == _HOST and not _is_alive(int(match["pid"])):
+        if is_leftover(path):
             path.unlink(missing_ok=True)
             removed += 1
     return removed
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether a file is a temporary one of a process of this machine that is gone."""
+    match = TEMPORARY.fullmatch(path.name)
+    return match is not None and match["host"] == _HOST and not is_alive(int(match["pid"]))
 
 
 def storage_error(path: Path, error: OSError, *, needed_bytes: int = 0) -> StorageError:
@@ -143,7 +149,8 @@ def _free_bytes(path: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether a process of this machine is there."""
     if pid == os.getpid():
         return True
     try:

@@ -16,6 +16,8 @@ from filelock import FileLock, Timeout
 from features import durable
 from features.errors import LockedError
 
+PART_LOCKS = ".part-*-of-*.lock"
+"""Matches the locks of all parts."""
 _LOCK_NAME = re.compile(r"\.part-(?P<number>[1-9]\d{0,5})-of-(?P<of>[1-9]\d{0,5})\.lock")
 
 
@@ -65,7 +67,7 @@ def part_lock(folder: Path, part: Part, *, wait_seconds: float = 0.0) -> Iterato
         The folder cannot be written.
     """
     with writer_lock(folder / part.lock_name, wait_seconds=wait_seconds):
-        for name in sorted(path.name for path in folder.glob(".part-*.lock")):
+        for name in sorted(path.name for path in folder.glob(PART_LOCKS)):
             match = _LOCK_NAME.fullmatch(name)
             if match and name != part.lock_name and part.overlaps(Part(int(match["number"]), int(match["of"]))):
                 _wait_until_free(folder / name, wait_seconds)
@@ -93,7 +95,7 @@ def writer_lock(path: Path, *, wait_seconds: float = 0.0) -> Iterator[None]:
     StorageError
         The folder cannot be written.
     """
-    holder = path.with_suffix(".holder.json")
+    holder = holder_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path)
@@ -111,8 +113,13 @@ def writer_lock(path: Path, *, wait_seconds: float = 0.0) -> Iterator[None]:
         lock.release()
 
 
+def holder_of(lock: Path) -> Path:
+    """The file in which whoever holds a lock says who it is."""
+    return lock.with_suffix(".holder.json")
+
+
 def _locked(path: Path) -> LockedError:
-    holder = _described(path.with_suffix(".holder.json"))
+    holder = _described(holder_of(path))
     return LockedError(f"{path.parent} is being written by {holder}: wait until it has ended")
 
 

@@ -11,18 +11,18 @@ import numpy as np
 from jaxtyping import Float16
 
 from features import durable
+from features.decode import source_digest
 from features.embed import Donors, EncodedRows, Stopwatch
 from features.errors import CacheError
-from features.plan import PlannedShard, unknown_environment
+from features.plan import TIMING, PlannedShard, unknown_environment
 from features.progress import Progress
 from features.shard_worker import Made, NoDonors, ShardJob, SplitContext, publish
 from features.shards import max_shard_bytes, read_shard
 from features.status import Status, bad
 from features.supervise import Done, Lost, Told
-from features.survey import Assessment, EarlierVectors, FoundShard, Place, file_digest
+from features.survey import Assessment, EarlierVectors, FoundShard, Place
 from features.videos import VideoTable
 
-TIMING = "timing.json"
 STRIKES_OF_A_PART, STRIKES_OF_A_ROW = 1, 2
 """Parts of a shard that killed its workers are suspected anyway; a single row gets a second chance."""
 
@@ -205,7 +205,7 @@ class Making:
         self._progress.warn(f"{self._table.path.name}: encoding the {kind} of id {lost.ids[0]} kills its worker")
         self._progress.advance(1)
         is_text = kind == "text"
-        source = lost.text_digests[0].tobytes() if is_text else file_digest(lost.thumbnails[0])
+        source = lost.text_digests[0].tobytes() if is_text else source_digest(lost.thumbnails[0])
         self._piece(lost, EncodedRows.without_vector(Status.WORKER_CRASH, source, context.dims[kind]), context)
 
     def _piece(self, job: ShardJob, rows: EncodedRows, context: SplitContext) -> None:

@@ -19,6 +19,9 @@ SCHEMA = 1
 MANIFEST = "manifest.json"
 NEXT_MANIFEST = "manifest.next.json"
 """The plan while its shards are being made; it becomes `manifest.json` once they are all there."""
+TIMING = "timing.json"
+QUARANTINE = "quarantine"
+"""Where the time of the last extraction went; the folder for shards that were found damaged."""
 
 DECIDE_LAST_BITS = ("device", "torch", "transformers", "tokenizers", "pillow")
 """Fields of the environment that may change a vector a little."""

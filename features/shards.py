@@ -20,7 +20,7 @@ from typing import Any
 
 import h5py
 import numpy as np
-from jaxtyping import Float16, UInt8
+from jaxtyping import Float16, Shaped, UInt8
 
 from features import durable
 from features.errors import CacheError
@@ -56,6 +56,32 @@ class Shard:
     notes: Mapping[str, int]
 
 
+@dataclass(frozen=True, eq=False)
+class ShardFacts:
+    """What a shard says of itself and of its rows, without their vectors; `stored_ids` are bytes, which are small."""
+
+    kind: str
+    index: int
+    encoder: str
+    key: str
+    dim: int
+    stored_ids: Shaped[np.ndarray, " row"]
+    status: UInt8[np.ndarray, " row"]
+    source_digest: UInt8[np.ndarray, "row 16"]
+
+    @classmethod
+    def of(cls, shard: Shard) -> "ShardFacts":
+        """Keep what is small; the copies let go of the file's bytes."""
+        ids = np.array([id_.encode("utf-8") for id_ in shard.ids])  # no id holds the NUL that numpy would cut off
+        status, source_digest, dim = shard.status.copy(), shard.source_digest.copy(), shard.embedding.shape[1]
+        return cls(shard.kind, shard.index, shard.encoder, shard.key, dim, ids, status, source_digest)
+
+    @property
+    def ids(self) -> list[str]:
+        """The videos' ids, in row order."""
+        return _decoded_ids(self.stored_ids)
+
+
 def write_shard(folder: Path, shard: Shard) -> str:
     """Publish a shard; returns its file name. Equal shards get equal names."""
     raw = to_bytes(shard)
@@ -75,21 +101,61 @@ def read_shard(path: Path, *, max_bytes: int) -> Shard:
     return from_bytes(read_checked(path, max_bytes=max_bytes), path.name)
 
 
+def read_facts(path: Path, *, max_bytes: int) -> ShardFacts:
+    """Read a shard without its vectors and without hashing its bytes: quick, but no proof that they are whole.
+
+    Raises
+    ------
+    CacheError
+        The file is missing, too large, or not a shard of this format.
+    """
+    _checked_name(path)
+    try:
+        _checked_size(path, max_bytes)
+        with h5py.File(path, "r", locking=False) as file:
+            attributes = {key: file.attrs[key] for key in file.attrs}
+            _check_datasets(file, attributes, path.name)
+            stored_ids = file["id"][()]
+            _decoded_ids(stored_ids)  # so that whoever asks for them later is not the one to find out
+            return ShardFacts(
+                kind=str(attributes["kind"]),
+                index=int(attributes["index"]),
+                encoder=str(attributes["encoder"]),
+                key=str(attributes["key"]),
+                dim=file["embedding"].shape[1],
+                stored_ids=stored_ids,
+                status=file["status"][()],
+                source_digest=file["source_digest"][()],
+            )
+    except _FOREIGN as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise CacheError(f"shard {path} cannot be read ({reason}): run `vp extract` again") from error
+
+
 def read_checked(path: Path, *, max_bytes: int) -> bytes:
     """The bytes of a shard file whose name carries their digest."""
-    match = FILE_NAME.fullmatch(path.name)
-    if match is None:
-        raise CacheError(f"{path} is not named like a shard (kind-000000.<16 hex digits>.h5)")
+    match = _checked_name(path)
     try:
-        size = path.stat().st_size
-        if size > max_bytes:
-            raise CacheError(f"shard {path} has {size:,} bytes where at most {max_bytes:,} can be right")
+        _checked_size(path, max_bytes)
         raw = path.read_bytes()
     except OSError as error:
         raise CacheError(f"shard {path} cannot be read ({error.strerror}): run `vp extract` again") from error
     if hashlib.sha256(raw).hexdigest()[:16] != match["digest"]:
         raise CacheError(f"shard {path} is damaged (its bytes do not match its name): run `vp extract` again")
     return raw
+
+
+def _checked_name(path: Path) -> re.Match[str]:
+    match = FILE_NAME.fullmatch(path.name)
+    if match is None:
+        raise CacheError(f"{path} is not named like a shard (kind-000000.<16 hex digits>.h5)")
+    return match
+
+
+def _checked_size(path: Path, max_bytes: int) -> None:
+    size = path.stat().st_size
+    if size > max_bytes:
+        raise CacheError(f"shard {path} has {size:,} bytes where at most {max_bytes:,} can be right")
 
 
 def max_shard_bytes(rows: int, dim: int) -> int:

@@ -1,7 +1,7 @@
 """What a cache folder holds, and which of it still serves the dataset as it is now."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float16, Int64, UInt8
 
-from features.decode import read_source
+from features.decode import source_digest
 from features.errors import CacheError
 from features.plan import MANIFEST, NEXT_MANIFEST, CachePlan, PlannedShard, read_plan
 from features.shards import FILE_NAME, Shard, max_shard_bytes, read_shard
@@ -130,9 +130,14 @@ def assess(survey: Survey, plan: CachePlan, table: VideoTable) -> Assessment:
 
 
 def thumbnail_stamps(table: VideoTable, start: int, stop: int) -> str:
+    """`stamps_of` the rows from `start` to `stop` (exclusive)."""
+    return stamps_of(table, range(start, stop))
+
+
+def stamps_of(table: VideoTable, rows: Iterable[int]) -> str:
     """Digest of the sizes and times of some rows' thumbnails: while it holds, they need not be read to be known."""
     stamps = hashlib.sha256()
-    for row in range(start, stop):
+    for row in rows:
         path = table.thumbnail(row)
         try:
             facts = None if isinstance(path, Status) else path.stat()
@@ -147,15 +152,9 @@ def _has_same_sources(table: VideoTable, shard: PlannedShard, found: FoundShard)
     if shard.kind != "image":
         return True
     return all(
-        file_digest(table.thumbnail(row)) == found.source_digest[row - shard.start].tobytes()
+        source_digest(table.thumbnail(row)) == found.source_digest[row - shard.start].tobytes()
         for row in range(shard.start, shard.stop)
     )
-
-
-def file_digest(path: Path | Status) -> bytes:
-    """First half of the SHA-256 of a file's bytes; zeros if it cannot be read."""
-    data = read_source(path)
-    return bytes(16) if isinstance(data, Status) else hashlib.sha256(data).digest()[:16]
 
 
 class EarlierVectors:

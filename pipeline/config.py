@@ -15,10 +15,15 @@ REPEATABLE = "repeatable"
 
 
 @dataclass(frozen=True, kw_only=True)
-class WorkConfig(DatasetConfig):
-    """A command that reads the dataset and writes into the work folder."""
+class WorkFolderConfig:
+    """A command that needs the work folder alone."""
 
     work: Annotated[Path, "folder that vp writes to"] = Path("work")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkConfig(WorkFolderConfig, DatasetConfig):
+    """A command that reads the dataset and writes into the work folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +90,29 @@ class SubmitConfig(WorkConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StatusConfig(WorkConfig):
+    """`vp status`."""
+
+    hash: Annotated[bool, "compare the contents of thumbnails, not only their sizes and times"] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyConfig(WorkConfig):
+    """`vp verify`."""
+
+    sources: Annotated[bool, "also hash every thumbnail and compare it with what its vector was made from"] = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneConfig(WorkFolderConfig):
+    """`vp prune`."""
+
+    yes: Annotated[bool, "remove the files; without it they are only listed"] = False
+    cache: Annotated[tuple[str, ...], "encoder whose whole cache is removed; may be repeated", REPEATABLE] = ()
+    run: Annotated[tuple[str, ...], "run to remove; may be repeated", REPEATABLE] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class ScoreConfig:
     """`vp score`."""
 
@@ -104,6 +132,9 @@ CONFIG_OF: dict[str, type] = {
     "train-heads": TrainHeadsConfig,
     "submit": SubmitConfig,
     "score": ScoreConfig,
+    "status": StatusConfig,
+    "verify": VerifyConfig,
+    "prune": PruneConfig,
     "demo": DemoConfig,
 }
 """Command -> its options; also the tables that `vp.toml` may hold."""

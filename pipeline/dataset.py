@@ -53,6 +53,15 @@ def read_dataset(config: DatasetConfig, progress: Progress, *, non_negative: boo
     return dataset
 
 
+def comparable_dataset(config: DatasetConfig, progress: Progress) -> Dataset | None:
+    """The dataset, or None with a warning if it cannot be read: then caches are not compared with it."""
+    try:
+        return read_dataset(config, progress, non_negative=False)
+    except DataError as error:
+        progress.warn(f"nothing is compared with the dataset, because it cannot be read: {error}")
+        return None
+
+
 def require_test(dataset: Dataset, config: DatasetConfig) -> VideoTable:
     """The videos to predict."""
     if dataset.test is None:

@@ -25,6 +25,8 @@ FORMAT = "vp-run"
 SCHEMA = 1
 RECORD = "run.json"
 
+_BUILDING, _REPLACED = ".building", ".replaced"
+
 
 @dataclass(frozen=True)
 class Run:
@@ -99,8 +101,13 @@ def open_run(folder: Path) -> Run:
         There is no such run, or run.json is damaged or of another version.
     """
     if not (folder / RECORD).is_file() and (_building(folder) / RECORD).is_file():
-        with writer_lock(_lock(folder)):
+        with writer_lock(lock_path(folder)):
             _recover(folder)
+    return read_run(folder)
+
+
+def read_run(folder: Path) -> Run:
+    """Open a finished run as it is, changing nothing; raises CacheError as `open_run` does."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         written_by = (record["format"], record["schema"])
@@ -115,14 +122,26 @@ def open_run(folder: Path) -> Run:
 
 def only_run(runs: Path) -> str:
     """The name of the only run there is, for commands that were not told one."""
-    folders = {path.name for path in runs.glob("*") if not path.name.startswith(".") and (path / RECORD).is_file()}
-    interrupted = {path.parent.name[1 : -len(".building")] for path in runs.glob(f".*.building/{RECORD}")}
-    names = sorted(folders | interrupted)
+    names = run_names(runs)
     if not names:
         raise CacheError(f"no run in {runs}: run `vp train-heads` first")
     if len(names) > 1:
         raise UsageError(f"several runs in {runs}: choose with --run, one of {', '.join(names)}")
     return names[0]
+
+
+def run_names(runs: Path) -> list[str]:
+    """The names of all runs, also of one whose swap a crash interrupted."""
+    folders = {path.name for path in runs.glob("*") if not path.name.startswith(".") and (path / RECORD).is_file()}
+    interrupted = {_run_of(path.parent).name for path in runs.glob(f".*{_BUILDING}/{RECORD}")}
+    return sorted(folders | interrupted)
+
+
+def abandoned(runs: Path) -> dict[Path, Path]:
+    """Folders that a process left when it died -> their run: one that was never sealed, one that was replaced."""
+    unsealed = [path for path in runs.glob(f".*{_BUILDING}") if not (path / RECORD).is_file()]
+    replaced = [path for path in runs.glob(f".*{_REPLACED}") if _run_of(path).exists()]
+    return {path: _run_of(path) for path in sorted(unsealed + replaced) if path.is_dir() and not path.is_symlink()}
 
 
 @contextlib.contextmanager
@@ -131,7 +150,7 @@ def building(folder: Path) -> Iterator[Path]:
 
     The block must end by calling `seal` on the folder it was given.
     """
-    with writer_lock(_lock(folder)):
+    with writer_lock(lock_path(folder)):
         _recover(folder)
         aside = _building(folder)
         _remove_tree(aside)
@@ -184,14 +203,20 @@ def _remove_tree(folder: Path) -> None:
 
 
 def _building(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.building")
+    return folder.with_name(f".{folder.name}{_BUILDING}")
 
 
 def _replaced(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.replaced")
+    return folder.with_name(f".{folder.name}{_REPLACED}")
 
 
-def _lock(folder: Path) -> Path:
+def _run_of(path: Path) -> Path:
+    """The run that a folder beside it belongs to."""
+    return path.with_name(path.name[1:].rpartition(".")[0])
+
+
+def lock_path(folder: Path) -> Path:
+    """The lock file of a run."""
     return folder.with_name(f".{folder.name}.lock")
 
 

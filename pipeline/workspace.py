@@ -56,6 +56,12 @@ class Workspace:
         folders = sorted(path for path in self.embeddings.iterdir() if path.is_dir())
         return [path.name for path in folders if any((path / "train_val" / name).exists() for name in _MANIFESTS)]
 
+    def cache_folders(self) -> list[Path]:
+        """Every folder that may hold a cache: one per encoder and split, in whatever state."""
+        found = (path for path in self.embeddings.glob("*/*") if path.is_dir())
+        shown = [path for path in found if not path.parent.name.startswith(".") and not path.name.startswith(".")]
+        return sorted(shown, key=lambda path: (path.parent.name, path.name != "train_val", path.name))
+
     def only_cache(self) -> str:
         """The one encoder there is a cache of."""
         tags = self.cache_tags()

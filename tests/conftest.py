@@ -131,11 +131,11 @@ def cache_world(tmp_path: Path) -> World:
     return World(tmp_path)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def fake_encoder() -> type[FakeEncoder]:
     return FakeEncoder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_world() -> type[World]:
     return World

@@ -213,3 +213,13 @@ def test_threads_read_what_one_thread_reads(tmp_path: Path):
     for thread in threads:
         thread.join()
     assert all(np.array_equal(alone[index], together[index]) for index in range(len(paths)))
+
+
+@pytest.mark.parametrize("name", ["whole", "cut", "missing", "folder"])
+def test_the_digest_of_a_source_is_the_same_without_decoding(tmp_path: Path, name: str):
+    path = tmp_path / name
+    if name == "folder":
+        path.mkdir()
+    elif name != "missing":
+        path.write_bytes(encoded(picture(), "PNG")[: None if name == "whole" else 50])
+    assert decode.source_digest(path) == decode.decode_file(path).source_sha256

@@ -21,7 +21,16 @@ from hypothesis.extra import numpy as hnp
 
 from features import shards
 from features.errors import CacheError
-from features.shards import Shard, from_bytes, max_shard_bytes, read_shard, to_bytes, write_shard
+from features.shards import (
+    Shard,
+    ShardFacts,
+    from_bytes,
+    max_shard_bytes,
+    read_facts,
+    read_shard,
+    to_bytes,
+    write_shard,
+)
 from features.videos import MAX_ID_CHARACTERS
 
 ROWS, DIM = 3, 4
@@ -442,7 +451,7 @@ def as_users_have_it() -> ModuleType:
 IN_USE = as_users_have_it()
 
 
-def refusal(folder: Path, fraud: Callable[[h5py.File, Path], None]) -> str:
+def refusal(folder: Path, fraud: Callable[[h5py.File, Path], None], read: str = "read_shard") -> str:
     """What is said of a shard after the fraud; its name carries the right digest."""
     other = folder / write_shard(folder, a_shard())
     image = io.BytesIO(to_bytes(a_shard()))
@@ -450,7 +459,7 @@ def refusal(folder: Path, fraud: Callable[[h5py.File, Path], None]) -> str:
         fraud(file, other)
     path = named(folder, image.getvalue())
     with pytest.raises(CacheError) as caught:
-        IN_USE.read_shard(path, max_bytes=10 * LIMIT)
+        getattr(IN_USE, read)(path, max_bytes=10 * LIMIT)
     assert path.name in str(caught.value)
     return str(caught.value)
 
@@ -460,6 +469,29 @@ def test_a_file_that_is_no_shard_is_refused_at_once_although_its_digest_is_right
     start = time.perf_counter()
     assert refusal(tmp_path, fraud)
     assert time.perf_counter() - start < 2
+
+
+@pytest.mark.parametrize("fraud", [f for f in FRAUDS if f is not data_in_the_header], ids=lambda f: f.__name__)
+def test_what_is_no_shard_has_no_facts(tmp_path: Path, fraud):
+    """Data in the header can be read without harm; only a view of the file's bytes needs it elsewhere."""
+    assert refusal(tmp_path, fraud, "read_facts")
+
+
+@pytest.mark.parametrize("ids", [["dQw4w9WgXcQ", "-Abc_12345", "00123456789"], ["a b", "\u00e4", "NA"]])
+def test_facts_are_those_of_the_whole_shard(tmp_path: Path, ids: list[str]):
+    path = tmp_path / write_shard(tmp_path, a_shard(ids=ids))
+    facts, shard = read_facts(path, max_bytes=LIMIT), read_shard(path, max_bytes=LIMIT)
+    for found in (facts, ShardFacts.of(shard)):
+        assert (found.kind, found.index, found.encoder, found.key) == ("image", 7, "an encoder", "a key")
+        assert (found.dim, found.ids) == (DIM, ids)
+        np.testing.assert_array_equal(found.status, shard.status)
+        np.testing.assert_array_equal(found.source_digest, shard.source_digest)
+
+
+@pytest.mark.parametrize("raw", [b"", b"not HDF5", to_bytes(a_shard())[:-9]], ids=["empty", "text", "cut"])
+def test_a_file_that_ends_early_has_no_facts(tmp_path: Path, raw: bytes):
+    with pytest.raises(CacheError, match="cannot be read"):
+        read_facts(named(tmp_path, raw), max_bytes=LIMIT)
 
 
 @pytest.mark.parametrize(

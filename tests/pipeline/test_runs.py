@@ -12,7 +12,7 @@ import pytest
 import pipeline
 from features.errors import CacheError, LockedError, UsageError
 from features.lock import writer_lock
-from pipeline.runs import building, only_run, open_run, seal
+from pipeline.runs import abandoned, building, only_run, open_run, read_run, run_names, seal
 
 SOURCE = Path(pipeline.__file__).parent.parent
 
@@ -297,3 +297,22 @@ def test_of_several_runs_the_user_chooses(tmp_path):
 def test_without_any_run_the_command_that_makes_one_is_named(tmp_path):
     with pytest.raises(CacheError, match="run `vp train-heads` first"):
         only_run(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("which", ["first", "again"])
+def test_reading_changes_nothing_and_what_is_abandoned_is_never_a_run(killed, tmp_path, which):
+    told = set()
+    for folder in folders_of(killed[which], tmp_path):
+        before = sorted(folder.parent.rglob("*"))
+        left, names = abandoned(folder.parent), run_names(folder.parent)
+        try:
+            told.add(read_run(folder).part("text"))
+        except CacheError:
+            told.add("none")
+        assert sorted(folder.parent.rglob("*")) == before
+        for path in left:
+            shutil.rmtree(path)
+        assert run_names(folder.parent) == names
+        if names:
+            assert open_run(folder).part("text") in ("old", "new")
+    assert told == ({"none", "new"} if which == "first" else {"none", "old", "new"})

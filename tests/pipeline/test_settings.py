@@ -204,7 +204,8 @@ def test_without_file_and_flags_everything_is_at_its_default(vp_toml, command):
 @pytest.mark.parametrize("command", CONFIG_OF)
 def test_keys_above_all_tables_count_for_every_command_that_knows_them(vp_toml, command):
     vp_toml.write_text('data = "videos"\nsep = ";"\n[demo]\nout = "elsewhere"\n')
-    reads_the_dataset = {"data": Path("videos"), "sep": ";"} if command in {"extract", "train-heads", "submit"} else {}
+    reading = {"extract", "train-heads", "submit", "status", "verify"}
+    reads_the_dataset = {"data": Path("videos"), "sep": ";"} if command in reading else {}
     draws_its_own = {"out": Path("elsewhere")} if command == "demo" else {}
     assert loaded(command) == CONFIG_OF[command](**reads_the_dataset, **draws_its_own)
 

@@ -78,3 +78,12 @@ def test_of_several_caches_the_user_chooses(tmp_path):
     a_cache(work, "ViT-L-14", manifest="manifest.next.json")
     with pytest.raises(UsageError, match=r"choose with --model, one of ViT-L-14, tiny$"):
         work.only_cache()
+
+
+def test_every_folder_of_a_cache_is_listed_the_training_videos_first(tmp_path):
+    for name in ("b/train_val", "a/test", "a/train_val", ".hidden/test", "a/.trash"):
+        (tmp_path / "embeddings" / name).mkdir(parents=True)
+    (tmp_path / "embeddings" / "a" / "file").write_text("x")
+    found = [path.relative_to(tmp_path / "embeddings").as_posix() for path in Workspace(tmp_path).cache_folders()]
+    assert found == ["a/train_val", "a/test", "b/train_val"]
+    assert Workspace(tmp_path / "elsewhere").cache_folders() == []

@@ -1,0 +1,56 @@
+"""The command that mends a cache or a run, as a user would type it."""
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from features.encoders import SHORT_NAMES, TINY
+from features.plan import CachePlan
+from pipeline.config import TrainHeadsConfig, WorkConfig
+from pipeline.settings import Option, options_of, repeated_flags
+
+EVERY_KIND = {"image", "text"}
+
+
+def extract_command(tag: str, plan: CachePlan | None, config: WorkConfig) -> str:
+    """`vp extract` for the cache of an encoder; a local folder is named by its last part, the only one stored.
+
+    >>> extract_command("openai--clip-vit-base-patch32", None, WorkConfig())
+    'vp extract --model openai/clip-vit-base-patch32'
+    """
+    modalities = ""
+    if plan is not None and set(plan.dims) != EVERY_KIND:
+        modalities = f" --modalities {','.join(plan.dims)}"
+    return f"vp extract --model {shlex.quote(_model(tag, plan))}{modalities}{repeated_flags(config)}"
+
+
+def train_command(name: str, config: WorkConfig, trained_with: Any = None) -> str:
+    """`vp train-heads` for a run, with the options that it was trained with, if they are known.
+
+    >>> train_command("words", WorkConfig(), {"head": "trees", "modalities": ["words", "age"], "search": False})
+    'vp train-heads --name words --modalities words,age --head trees --no-search'
+    """
+    known = trained_with if isinstance(trained_with, Mapping) else {}
+    elsewhere = {"name", *(option.name for option in options_of(WorkConfig))}
+    flags = []
+    for option in options_of(TrainHeadsConfig):
+        default = list(option.default) if isinstance(option.default, tuple) else option.default
+        if option.name not in elsewhere and option.name in known and known[option.name] != default:
+            flags.append(_flag(option, known[option.name]))
+    return " ".join(["vp train-heads --name", shlex.quote(name), *flags]) + repeated_flags(config)
+
+
+def _flag(option: Option, value: Any) -> str:
+    if isinstance(value, bool):
+        return f"--{option.key}" if value else f"--no-{option.key}"
+    values = [str(item) for item in value] if isinstance(value, list) else [str(value)]
+    if not option.repeatable:
+        values = [",".join(values)]
+    return " ".join(f"--{option.key} {shlex.quote(text)}" for text in values)
+
+
+def _model(tag: str, plan: CachePlan | None) -> str:
+    if tag in SHORT_NAMES or tag == TINY:
+        return tag
+    source = str(plan.environment.get("source", "")) if plan is not None else tag.replace("--", "/", 1)
+    return source if "/" in source else f"PATH/TO/{source or tag}"

@@ -1,0 +1,168 @@
+"""Whether every file and value of a run is right: digests, checkpoints, folds, predictions and their score."""
+
+import csv
+import hashlib
+import math
+from collections.abc import Iterator, Mapping
+from itertools import zip_longest
+from pathlib import Path
+
+import numpy as np
+
+from features.errors import CacheError
+from features.inspection import Inspection
+from features.verification import Fault
+from heads.errors import UnfitDataError
+from heads.folds import FoldPlan
+from pipeline.config import VerifyConfig
+from pipeline.repairs import extract_command, train_command
+from pipeline.run_state import run_state
+from pipeline.runs import Run, read_run
+from pipeline.workspace import Workspace
+
+SCORE_WITHIN = 1e-6
+MOMENTS = ("best", "final")
+
+_CHUNK_BYTES = 1 << 20
+
+
+def run_faults(
+    workspace: Workspace, name: str, config: VerifyConfig, inspections: Mapping[Path, Inspection]
+) -> list[Fault]:
+    """Everything that is wrong with a run."""
+    folder = workspace.runs / name
+    try:
+        run = read_run(folder)
+    except CacheError as error:
+        return [Fault(folder, _plain(str(error)), f"`{train_command(name, config)}`")]
+    state = run_state(run, config, workspace, inspections)
+    again = f"`{state.again}`"
+    checked = _Run(run, again)
+    faults = []
+    for check in (checked.files, checked.checkpoints, checked.folds, checked.score):
+        try:
+            faults += list(check())
+        except CacheError as error:
+            faults.append(Fault(folder, _plain(str(error)), again))
+        except (TypeError, KeyError, AttributeError, ValueError) as error:
+            faults.append(Fault(folder, f"its {check.__name__} cannot be checked ({error!r})", again))
+    for change in state.changes:
+        repair = f"`{extract_command(change.tag, None, config)}`" if change.is_missing else again
+        faults.append(Fault(folder, change.what, repair))
+    return faults
+
+
+class _Run:
+    def __init__(self, run: Run, again: str) -> None:
+        self._run, self._folder, self._again = run, run.folder, again
+        self._wrong: set[str] = set()
+
+    def files(self) -> Iterator[Fault]:
+        """Every file against its digest in run.json."""
+        if self._run.part("name") != self._run.name:
+            yield Fault(self._folder, f"is the run {self._run.part('name')!r} under another name", "rename it back")
+        for name, expected in self._run.part("files").items():
+            path = self._folder / name
+            if not path.is_file():
+                what = "is missing"
+            elif _sha256(path) != expected:
+                what = "is not the file that the run was saved with"
+            else:
+                continue
+            self._wrong.add(name)
+            yield Fault(path, what, self._again)
+
+    def checkpoints(self) -> Iterator[Fault]:
+        """Every member loads, and is the member that its name says."""
+        for fold in range(self._run.n_folds):
+            for moment in MOMENTS:
+                path = self._run.checkpoint_path(fold, moment)
+                name = path.relative_to(self._folder).as_posix()
+                if name in self._wrong:
+                    continue
+                if name not in self._run.part("files"):
+                    yield Fault(path, "is not among the files of the run", self._again)
+                    continue
+                try:
+                    found = self._run.checkpoint(fold, moment)
+                except CacheError as error:
+                    yield Fault(path, _plain(str(error)), self._again)
+                    continue
+                if (found.fold, found.moment, dict(found.encoders)) != (fold, moment, self._run.part("encoders")):
+                    yield Fault(path, "is another member than its name says", self._again)
+
+    def folds(self) -> Iterator[Fault]:
+        """folds.csv is the plan that run.json names, and oof.csv follows it."""
+        if "folds.csv" in self._wrong:
+            return
+        path = self._folder / "folds.csv"
+        ids, fold_of = [], []
+        for row in _rows(path):
+            ids.append(row["id"])
+            fold_of.append(int(row["fold"]))
+        told = self._run.part("folds")
+        try:
+            plan = FoldPlan(
+                fold_of=np.array(fold_of, np.int32), split=told["split"], seed=told["seed"], expanding=told["expanding"]
+            )
+        except UnfitDataError as error:
+            yield Fault(path, f"is no fold plan: {error}", self._again)
+            return
+        if (plan.n_folds, len(ids), plan.digest(ids)) != (told["n"], self._run.part("rows"), told["digest"]):
+            yield Fault(path, "is not the fold plan that run.json names", self._again)
+        if "oof.csv" not in self._wrong:
+            yield from self._out_of_fold(ids, fold_of)
+
+    def _out_of_fold(self, ids: list[str], fold_of: list[int]) -> Iterator[Fault]:
+        path = self._folder / "oof.csv"
+        elsewhere = unpredicted = 0
+        for row, id_, fold in zip_longest(_rows(path), ids, fold_of):
+            if row is None or (row["id"], row["fold"]) != (id_, str(fold)):
+                elsewhere += 1
+            elif not all(_is_right(row[f"log_pred_{moment}"], fold) for moment in MOMENTS):
+                unpredicted += 1
+        if elsewhere:
+            yield Fault(path, f"differs from folds.csv in {elsewhere} rows", self._again)
+        if unpredicted:
+            yield Fault(path, f"{unpredicted} validated rows have no finite prediction", self._again)
+
+    def score(self) -> Iterator[Fault]:
+        """The score that metrics.json tells is that of oof.csv."""
+        if {"oof.csv", "metrics.json"} & self._wrong:
+            return
+        told = float(self._run.read_json("metrics.json")["oof_msle"])
+        squares = [
+            (float(row["log_views"]) - float(row["log_pred_best"])) ** 2
+            for row in _rows(self._folder / "oof.csv")
+            if row["fold"] != "-1" and row["log_pred_best"]
+        ]
+        found = math.fsum(squares) / max(len(squares), 1)
+        if not math.isclose(told, found, rel_tol=SCORE_WITHIN, abs_tol=SCORE_WITHIN):
+            what = f"tells an out-of-fold MSLE of {told:.6f}, oof.csv gives {found:.6f}"
+            yield Fault(self._folder / "metrics.json", what, self._again)
+
+
+def _is_right(prediction: str, fold: int) -> bool:
+    """A validated row has a finite prediction; one that was never validated has none."""
+    return not prediction if fold < 0 else bool(prediction) and math.isfinite(float(prediction))
+
+
+def _rows(path: Path) -> Iterator[dict[str, str]]:
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            yield from csv.DictReader(file)
+    except (OSError, UnicodeError, csv.Error) as error:
+        raise CacheError(f"{path} cannot be read ({error})") from error
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _plain(message: str) -> str:
+    """A message without its advice, which stands in its own column here."""
+    return message.partition(": run `vp train-heads")[0]
