@@ -50,6 +50,7 @@ def extract(config: ExtractConfig, progress: Progress) -> Outcome:
     tag = cache_tag(config.model)
     earlier = {videos.split: _earlier_plan(workspace.cache(tag, videos.split)) for videos in dataset.tables}
     encoder = _resolve(config, workspace, next(filter(None, earlier.values()), None), progress)
+    kinds = _readable(config, encoder, kinds, progress)
     summaries = {}
     for videos in dataset.tables:
         recipe = _recipe(config, encoder, kinds, earlier[videos.split])
@@ -110,6 +111,20 @@ def _kinds(config: ExtractConfig, dataset: Dataset, progress: Progress) -> list[
     return [name for name in there if name in config.modalities]
 
 
+def _readable(config: ExtractConfig, encoder: EncoderConfig, kinds: Sequence[str], progress: Progress) -> list[str]:
+    """Leave out what the encoder does not read, and say so; refuse it if it was asked for."""
+    left_out = [kind for kind in kinds if kind not in encoder.dim]
+    readable = [kind for kind in kinds if kind in encoder.dim]
+    if left_out and (config.modalities or not readable):
+        raise UsageError(
+            f"{encoder.tag} makes vectors of {' and '.join(encoder.dim)}, not of {' and '.join(left_out)}: choose "
+            "another --model or other --modalities"
+        )
+    if left_out:
+        progress.note(f"{encoder.tag} makes vectors of {' and '.join(readable)} only: no {' and '.join(left_out)}")
+    return readable
+
+
 def _recipe(config: ExtractConfig, encoder: EncoderConfig, kinds: Sequence[str], earlier: CachePlan | None) -> Recipe:
     """Options that are left to vp follow the cache, if there is one, so that any machine can go on with it."""
     device = choose_device(config.device, config.gpus)
@@ -128,15 +143,15 @@ def _recipe(config: ExtractConfig, encoder: EncoderConfig, kinds: Sequence[str],
         num_workers=config.num_workers or 1,
         load_encoder=_loader(encoder, device, precision),
         read_thumbnail=partial(read_thumbnail, preprocess=encoder.preprocess),
-        read_prompt=joined,
+        read_prompt=partial(joined, characters=encoder.text.characters) if encoder.text else joined,
     )
 
 
 def _loader(encoder: EncoderConfig, device: str, precision: str) -> Callable[[Sequence[str]], Encoder]:
     def load(kinds: Sequence[str]) -> Encoder:
-        from features.clip import ClipEncoder  # noqa: PLC0415 - torch and transformers, only if something is missing
+        from features.families import load_encoder  # noqa: PLC0415 - torch and transformers, only if needed
 
-        return ClipEncoder(encoder, kinds, device=device, precision=precision)
+        return load_encoder(encoder, kinds, device, precision)
 
     return load
 
