@@ -1,15 +1,23 @@
 """From a resolved encoder to a loaded one, whatever its family."""
 
 from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 from features.embed import Encoder
 from features.encoders import EncoderConfig
 from features.errors import UsageError
 
-Family = Callable[[EncoderConfig, Sequence[str], str, str], Encoder]
+
+class TowerEncoder(Encoder, Protocol):
+    """An encoder whose networks can be looked into: kind of vector -> torch module."""
+
+    towers: dict[str, Any]
 
 
-def load_encoder(config: EncoderConfig, kinds: Sequence[str], device: str, precision: str) -> Encoder:
+Family = Callable[[EncoderConfig, Sequence[str], str, str], TowerEncoder]
+
+
+def load_encoder(config: EncoderConfig, kinds: Sequence[str], device: str, precision: str) -> TowerEncoder:
     """Load the towers for these kinds of vector ("image", "text"), and nothing else.
 
     Parameters
@@ -21,19 +29,26 @@ def load_encoder(config: EncoderConfig, kinds: Sequence[str], device: str, preci
     device
         As torch names it: "cpu", "cuda:0".
     precision
-        Of weights and activations: "fp32", "bf16", "fp16"; vectors come back as float32.
+        Of weights and activations: "fp32", "bf16", "fp16", or "int8" for linear layers of 8 bits (CPUs only; whether
+        that is good enough is for `features.quantised.require_agreement` to say). Vectors come back as float32.
 
     Raises
     ------
     UsageError
-        The encoder does not make one of the kinds, or its files do not fit together.
+        The encoder does not make one of the kinds, its files do not fit together, or 8 bits were asked of a GPU.
     CacheError
         The weights are damaged or incomplete.
     """
     missing = [kind for kind in kinds if kind not in config.dim]
     if missing:
         raise UsageError(f"{config.tag} makes vectors of {', '.join(config.dim)}, not of {', '.join(missing)}")
-    return _family(config.family)(config, kinds, device, precision)
+    if precision != "int8":
+        return _family(config.family)(config, kinds, device, precision)
+    if device != "cpu":
+        raise UsageError(f"--precision int8 is for CPUs, however the device is {device}: use bf16, or --device cpu")
+    from features.quantised import quantise  # noqa: PLC0415 - imports torch
+
+    return quantise(_family(config.family)(config, kinds, device, "fp32"))
 
 
 def _family(name: str) -> Family:

@@ -87,4 +87,4 @@ class SentenceEncoder:
         with torch.inference_mode():
             ids, real = ids.to(self._place.device), real.to(self._place.device)
             hidden = self.towers["text"](input_ids=ids, attention_mask=real.long()).last_hidden_state
-            return to_numpy(self._pool(hidden, real))
+            return to_numpy(self._pool(hidden.float(), real))  # bf16 cannot even count tokens beyond 256

@@ -20,6 +20,7 @@ from features.videos import VideoTable
 from pipeline.config import ExtractConfig
 from pipeline.dataset import TRAIN, Dataset, read_dataset
 from pipeline.devices import auto_precision, choose_device, device_name
+from pipeline.int8_gate import INT8, int8_record
 from pipeline.outcome import Outcome, table
 from pipeline.settings import repeated_flags
 from pipeline.workspace import Workspace
@@ -51,9 +52,11 @@ def extract(config: ExtractConfig, progress: Progress) -> Outcome:
     earlier = {videos.split: _earlier_plan(workspace.cache(tag, videos.split)) for videos in dataset.tables}
     encoder = _resolve(config, workspace, next(filter(None, earlier.values()), None), progress)
     kinds = _readable(config, encoder, kinds, progress)
+    known = [plan for plan in earlier.values() if plan]
+    measured = int8_record(encoder, kinds, dataset.train, known, progress) if config.precision == INT8 else {}
     summaries = {}
     for videos in dataset.tables:
-        recipe = _recipe(config, encoder, kinds, earlier[videos.split])
+        recipe = _recipe(config, encoder, kinds, earlier[videos.split], measured)
         folder = workspace.cache(tag, videos.split)
         summaries[videos.split] = make_cache(folder, videos, recipe, progress, wait_seconds=config.wait_lock)
     seconds = time.monotonic() - start
@@ -125,7 +128,13 @@ def _readable(config: ExtractConfig, encoder: EncoderConfig, kinds: Sequence[str
     return readable
 
 
-def _recipe(config: ExtractConfig, encoder: EncoderConfig, kinds: Sequence[str], earlier: CachePlan | None) -> Recipe:
+def _recipe(
+    config: ExtractConfig,
+    encoder: EncoderConfig,
+    kinds: Sequence[str],
+    earlier: CachePlan | None,
+    measured: Mapping[str, str],
+) -> Recipe:
     """Options that are left to vp follow the cache, if there is one, so that any machine can go on with it."""
     device = choose_device(config.device, config.gpus)
     on_cpu = device == "cpu"
@@ -136,7 +145,7 @@ def _recipe(config: ExtractConfig, encoder: EncoderConfig, kinds: Sequence[str],
     rows_per_shard = earlier.rows_per_shard if earlier else CPU_ROWS_PER_SHARD if on_cpu else GPU_ROWS_PER_SHARD
     return Recipe(
         semantic={**encoder.semantic(), "precision": precision, "stored_as": "float16"},
-        environment=_environment(encoder, device),
+        environment={**_environment(encoder, device), **measured},
         dims={kind: encoder.dim[kind] for kind in kinds},
         batch_size=batch_size,
         rows_per_shard=rows_per_shard,
