@@ -6,49 +6,28 @@ Only JSON is read and files are hashed here, so a complete cache needs neither t
 import difflib
 import hashlib
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from features import hub
 from features.errors import UsageError
 from features.preprocess import ImagePreprocess
+from features.shapes import Shape, read_shape
+from features.short_names import SHORT_NAMES, short_name
 from features.texts import TextPolicy
-
-SHORT_NAMES: dict[str, str] = {
-    "ViT-B-32": "openai/clip-vit-base-patch32",
-    "ViT-B-16": "openai/clip-vit-base-patch16",
-    "ViT-L-14": "openai/clip-vit-large-patch14",
-    "ViT-L-14-336": "openai/clip-vit-large-patch14-336",
-    "ViT-B-32-laion2b": "laion/CLIP-ViT-B-32-laion2B-s34B-b79K",
-    "ViT-B-16-laion2b": "laion/CLIP-ViT-B-16-laion2B-s34B-b88K",
-    "ViT-L-14-laion2b": "laion/CLIP-ViT-L-14-laion2B-s32B-b82K",
-    "ViT-H-14-laion2b": "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
-    "ViT-g-14-laion2b": "laion/CLIP-ViT-g-14-laion2B-s34B-b88K",
-    "ViT-bigG-14-laion2b": "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k",
-    "ViT-B-32-datacomp": "laion/CLIP-ViT-B-32-DataComp.XL-s13B-b90K",
-    "ViT-B-16-datacomp": "laion/CLIP-ViT-B-16-DataComp.XL-s13B-b90K",
-    "ViT-L-14-datacomp": "laion/CLIP-ViT-L-14-DataComp.XL-s13B-b90K",
-    "ViT-B-32-metaclip": "facebook/metaclip-b32-fullcc2.5b",
-    "ViT-B-16-metaclip": "facebook/metaclip-b16-fullcc2.5b",
-    "ViT-L-14-metaclip": "facebook/metaclip-l14-fullcc2.5b",
-    "ViT-H-14-metaclip": "facebook/metaclip-h14-fullcc2.5b",
-}
-"""Names as open_clip and the CLIP paper write them -> hub ids of checkpoints in the layout of transformers."""
 
 TINY = "tiny"
 
+PREFIXES = {
+    f"intfloat/multilingual-e5-{size}": "query: "  # "embeddings as features" in their model cards
+    for size in ("small", "base", "large")
+}
+"""Hub id -> what the encoder must see before every text although its files do not say so."""
+
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-class Shape(NamedTuple):
-    """What a checkpoint's config.json says of its inputs and outputs."""
-
-    dim: Mapping[str, int]  # of the vectors of each modality
-    image_size: int  # pixels
-    max_tokens: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +36,8 @@ class EncoderConfig:
 
     `tag` names its folder in the cache; `source` is "tiny", the hub id or the folder's name, `revision` the commit on
     the hub (40 hex digits; None for a folder). `folder` is the only absolute path, and it is stored nowhere.
+    `family` is the `model_type` of its config.json. `dim` holds the kinds of vector it makes, with their dimension: an
+    encoder of texts alone has no `preprocess` and no `image_size`, one of pictures alone no `text`.
     """
 
     tag: str
@@ -66,25 +47,29 @@ class EncoderConfig:
     folder: Path
     weights_sha256: str
     config_sha256: str
-    tokenizer_sha256: str
-    preprocess: ImagePreprocess
-    text: TextPolicy
+    tokenizer_sha256: str | None
+    preprocess: ImagePreprocess | None
+    text: TextPolicy | None
     dim: Mapping[str, int]
-    image_size: int
+    image_size: int | None
     pickled_weights: bool
 
     def semantic(self) -> dict[str, Any]:
-        """Everything that determines the vectors, ready for JSON: equal for the same files in any place."""
-        return {
+        """Everything that determines the vectors, ready for JSON: equal for the same files in any place.
+
+        A fact that an encoder has no use for is left out.
+        """
+        facts = {
             "family": self.family,
             "weights_sha256": self.weights_sha256,
             "config_sha256": self.config_sha256,
             "tokenizer_sha256": self.tokenizer_sha256,
-            "image": self.preprocess.to_dict(),
-            "text": self.text.to_dict(),
+            "image": self.preprocess and self.preprocess.to_dict(),
+            "text": self.text and self.text.to_dict(),
             "dim": dict(self.dim),
             "image_size": self.image_size,
         }
+        return {name: fact for name, fact in facts.items() if fact is not None}
 
     @property
     def notices(self) -> tuple[str, ...]:
@@ -116,7 +101,7 @@ def resolve_encoder(
     StorageError
         The disk is full, or `models_folder` cannot be written.
     """
-    short = _short_name(name)
+    short = short_name(name)
     if name == TINY:
         return _read_encoder(TINY, TINY, _tiny_folder(models_folder), None)
     if name and short is None and Path(name).expanduser().is_dir():
@@ -136,7 +121,7 @@ def cache_tag(name: str) -> str:
     >>> cache_tag("vit-l/14"), cache_tag("openai/clip-vit-base-patch32"), cache_tag("../my-clip/")
     ('ViT-L-14', 'openai--clip-vit-base-patch32', 'my-clip')
     """
-    short = _short_name(name)
+    short = short_name(name)
     if short is not None:
         return short
     is_path = Path(name).expanduser().is_dir() or not _HUB_ID.fullmatch(name)
@@ -150,16 +135,6 @@ def _tiny_folder(models_folder: Path) -> Path:
 
         build_tiny(folder)
     return folder
-
-
-def _short_name(name: str) -> str | None:
-    """Spell a short name as the table does, however it was typed.
-
-    >>> _short_name("vit-l/14@336px")
-    'ViT-L-14-336'
-    """
-    typed = name.lower().replace("/", "-").replace("@336px", "-336")
-    return next((short for short in SHORT_NAMES if short.lower() == typed), None)
 
 
 def _tag(name: str) -> str:
@@ -187,18 +162,13 @@ def _read_encoder(
     tag: str, source: str, folder: Path, revision: str | None, *, allow_bin_weights: bool = False
 ) -> EncoderConfig:
     _refuse_incomplete(folder)
-    config = hub.read_json(folder / "config.json")
-    family, shape = _read_shape(folder, config)
+    family, shape = read_shape(folder, hub.read_json(folder / "config.json"))
     weights = hub.weights_files(folder)
     pickled = weights[0] in (hub.BIN, hub.BIN_INDEX)
     if pickled and not allow_bin_weights:
         raise hub.only_pickles(str(folder))
-    preprocess = ImagePreprocess.from_folder(folder)
-    if preprocess.output != (shape.image_size, shape.image_size):
-        raise UsageError(
-            f"{folder}: the encoder takes {shape.image_size} x {shape.image_size} pixels, however its preprocessing "
-            f"makes {preprocess.output[0]} x {preprocess.output[1]}"
-        )
+    tokenizer = [name for name in hub.TOKENIZER_FILES if (folder / name).is_file()]
+    preprocess = _read_preprocess(folder, shape) if "image" in shape.dim else None
     return EncoderConfig(
         tag=tag,
         source=source,
@@ -207,11 +177,11 @@ def _read_encoder(
         folder=folder,
         weights_sha256=_joint_sha256(folder, weights),
         config_sha256=_sha256(folder / "config.json"),
-        tokenizer_sha256=_joint_sha256(folder, [name for name in hub.TOKENIZER_FILES if (folder / name).is_file()]),
+        tokenizer_sha256=_joint_sha256(folder, tokenizer) if "text" in shape.dim else None,
         preprocess=preprocess,
-        text=TextPolicy(max_tokens=shape.max_tokens),
+        text=_with_known_prefix(shape.text, source),
         dim=shape.dim,
-        image_size=shape.image_size,
+        image_size=preprocess.output[0] if preprocess else None,
         pickled_weights=pickled,
     )
 
@@ -220,31 +190,33 @@ def _refuse_incomplete(folder: Path) -> None:
     missing = hub.missing_files(folder)
     if missing:
         raise UsageError(
-            f"{folder} lacks {', '.join(missing)}: a usable folder holds config.json, preprocessor_config.json (or "
-            "processor_config.json), tokenizer.json (or vocab.json and merges.txt) and model.safetensors, as "
-            "transformers' save_pretrained writes them"
+            f"{folder} lacks {', '.join(missing)}: a usable folder holds config.json and model.safetensors, for "
+            "pictures preprocessor_config.json (or processor_config.json), for texts tokenizer.json (or, for CLIP, "
+            "vocab.json and merges.txt), as transformers' save_pretrained writes them; for a sentence encoder also "
+            "modules.json and 1_Pooling/config.json, as sentence-transformers writes them"
         )
 
 
-def _read_shape(folder: Path, config: Mapping[str, Any]) -> tuple[str, Shape]:
-    if "auto_map" in config:
-        raise UsageError(f"{folder} needs code from its repository (auto_map in config.json), which is never run")
-    model_type = config.get("model_type")
-    if model_type not in _FAMILIES:
+def _read_preprocess(folder: Path, shape: Shape) -> ImagePreprocess:
+    preprocess = ImagePreprocess.from_folder(folder)
+    height, width = preprocess.output
+    if shape.image_size is not None and (height, width) != (shape.image_size, shape.image_size):
         raise UsageError(
-            f"{folder / 'config.json'}: model_type must be one of {', '.join(_FAMILIES)}, however: {model_type}"
+            f"{folder}: the encoder takes {shape.image_size} x {shape.image_size} pixels, however its preprocessing "
+            f"makes {height} x {width}"
         )
-    return model_type, _FAMILIES[model_type](config)
+    if height % shape.patch_size or width % shape.patch_size:
+        raise UsageError(
+            f"{folder}: the encoder takes multiples of {shape.patch_size} pixels, however its preprocessing makes "
+            f"{height} x {width}"
+        )
+    return preprocess
 
 
-def _clip_shape(config: Mapping[str, Any]) -> Shape:
-    text, vision = (config.get(section) or {} for section in ("text_config", "vision_config"))
-    dim = config.get("projection_dim", 512)  # what files leave out has the value of transformers' CLIPConfig
-    return Shape({"image": dim, "text": dim}, vision.get("image_size", 224), text.get("max_position_embeddings", 77))
-
-
-_FAMILIES: dict[str, Callable[[Mapping[str, Any]], Shape]] = {"clip": _clip_shape}
-"""Supported values of `model_type`, and how to read the shape of each."""
+def _with_known_prefix(text: TextPolicy | None, source: str) -> TextPolicy | None:
+    if text is None or text.prefix or source not in PREFIXES:
+        return text
+    return replace(text, prefix=PREFIXES[source])
 
 
 def _joint_sha256(folder: Path, names: list[str]) -> str:

@@ -15,14 +15,30 @@ from features.errors import CacheError, FeatureError, StorageError, UsageError
 OnProgress = Callable[[int, int], None]
 """Called now and then with the bytes that are here and the bytes there will be."""
 
+KINDS: dict[str, tuple[str, ...]] = {
+    "clip": ("image", "text"),
+    "siglip": ("image", "text"),  # SigLIP 2 as well, in its fixed resolutions
+    "dinov2": ("image",),
+    "dinov2_with_registers": ("image",),
+    "dinov3_vit": ("image",),
+    "bert": ("text",),
+    "mpnet": ("text",),
+    "roberta": ("text",),
+    "xlm-roberta": ("text",),
+    "modernbert": ("text",),
+}
+"""Supported values of `model_type` in config.json -> the kinds of vector that such a checkpoint makes."""
+
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")  # new layout, old layout: read in this order
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"),
     *("special_tokens_map.json", "added_tokens.json"),
 )
+SENTENCE_FILES = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
 SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
 BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
+_POOLING_FILE = re.compile(r"\d+_Pooling/config\.json")
 _SHARD = re.compile(r"(model-\d+-of-\d+\.safetensors|pytorch_model-\d+-of-\d+\.bin)")
 
 
@@ -50,13 +66,27 @@ def weights_files(folder: Path) -> list[str]:
 
 
 def missing_files(folder: Path) -> list[str]:
-    """What a folder lacks to be used as a checkpoint."""
+    """What a folder lacks to be used as a checkpoint of its family.
+
+    Raises
+    ------
+    UsageError
+        A file that says what is needed cannot be read.
+    """
     here = {path.name for path in folder.iterdir()}
+    model_type = read_json(folder / "config.json").get("model_type", "clip") if "config.json" in here else "clip"
     missing = [] if "config.json" in here else ["config.json"]
-    if not here.intersection(PROCESSOR_FILES):
+    kinds = KINDS.get(model_type, ())  # an unknown family is refused by its name, not by what it lacks
+    if "image" in kinds and not here.intersection(PROCESSOR_FILES):
         missing.append("preprocessor_config.json")
-    if "tokenizer.json" not in here and not {"vocab.json", "merges.txt"} <= here:
-        missing.append("tokenizer.json (or vocab.json and merges.txt)")
+    if "text" in kinds and "tokenizer.json" not in here:
+        if model_type != "clip":
+            missing.append("tokenizer.json")
+        elif not {"vocab.json", "merges.txt"} <= here:
+            missing.append("tokenizer.json (or vocab.json and merges.txt)")
+    if kinds == ("text",):
+        missing += [] if "modules.json" in here else ["modules.json"]
+        missing += [] if any(folder.glob("*_Pooling/config.json")) else ["1_Pooling/config.json"]
     weights = weights_files(folder)
     return missing + ([name for name in weights if name not in here] if weights else [SAFETENSORS])
 
@@ -80,7 +110,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def wanted_files(files: Collection[str]) -> list[str]:
     """Which files of a repository an encoder needs: no second copy of the weights, no code."""
-    wanted = sorted({"config.json", *PROCESSOR_FILES, *TOKENIZER_FILES}.intersection(files))
+    wanted = sorted({"config.json", *PROCESSOR_FILES, *TOKENIZER_FILES, *SENTENCE_FILES}.intersection(files))
+    wanted += sorted(name for name in files if _POOLING_FILE.fullmatch(name))
     index = weights_index(files)
     if index in (SAFETENSORS_INDEX, BIN_INDEX):
         stem = "model-" if index == SAFETENSORS_INDEX else "pytorch_model-"

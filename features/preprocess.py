@@ -4,6 +4,7 @@ Numbers never come from a constant: size, crop, filter, mean and deviation are r
 result differs from the checkpoint's own processor by at most two grey levels, several times faster.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -22,9 +23,8 @@ from features.status import Status
 if TYPE_CHECKING:
     import torch
 
-_CLIP_PROCESSORS = {"CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcessorPil", "CLIPFeatureExtractor"}
-
-# What a CLIP processor does where its file is silent (transformers, CLIPImageProcessor).
+# What the processors of transformers do where a file is silent, by the first part of their names: each exists as
+# ...ImageProcessor, ...ImageProcessorFast, ...ImageProcessorPil and, before version 5, ...FeatureExtractor.
 _CLIP_DEFAULTS: dict[str, Any] = {
     "do_resize": True,
     "size": {"shortest_edge": 224},
@@ -40,6 +40,14 @@ _CLIP_DEFAULTS: dict[str, Any] = {
     "do_pad": False,
     "use_square_size": False,
 }
+_SQUASHED = _CLIP_DEFAULTS | {"size": {"height": 224, "width": 224}, "do_center_crop": False}
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "CLIP": _CLIP_DEFAULTS,
+    "Bit": _CLIP_DEFAULTS,  # DINOv2
+    "Siglip": _SQUASHED | {"image_mean": [0.5] * 3, "image_std": [0.5] * 3},
+    "DINOv3ViT": _SQUASHED | {"resample": 2, "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]},
+}
+_PROCESSOR_NAME = re.compile(r"(\w+?)(?:ImageProcessor(?:Fast|Pil)?|FeatureExtractor)")
 
 _SAY_NOTHING_OF_PIXELS = {
     *("image_processor_type", "feature_extractor_type", "processor_class", "_processor_class"),
@@ -72,10 +80,7 @@ class ImagePreprocess:
             Neither file is there, or one asks for something that this preprocessing does not do.
         """
         found = _read_processor(folder)
-        kind = found.get("image_processor_type", found.get("feature_extractor_type", "CLIPImageProcessor"))
-        if kind not in _CLIP_PROCESSORS:
-            raise UsageError(f"{folder}: preprocessing must be that of CLIP, however its processor is {kind}")
-        options = _CLIP_DEFAULTS | {key: value for key, value in found.items() if value is not None}
+        options = _defaults(folder, found) | {key: value for key, value in found.items() if value is not None}
         _refuse_unknown(folder, options)
         mode, size = _resize_target(folder, options)
         return cls(
@@ -107,7 +112,7 @@ class Thumbnail(NamedTuple):
     source_sha256: bytes
 
 
-def read_thumbnail(path: Path | Status, preprocess: ImagePreprocess) -> Thumbnail:
+def read_thumbnail(path: Path | Status, preprocess: ImagePreprocess | None) -> Thumbnail:
     """Read, decode, resize and crop one image file; safe to call from several threads.
 
     A bad file gives a status and no pixels. A Status in place of a path passes through.
@@ -115,8 +120,10 @@ def read_thumbnail(path: Path | Status, preprocess: ImagePreprocess) -> Thumbnai
     return cut_thumbnail(decode.read_source(path), preprocess)
 
 
-def cut_thumbnail(data: bytes | Status, preprocess: ImagePreprocess) -> Thumbnail:
+def cut_thumbnail(data: bytes | Status, preprocess: ImagePreprocess | None) -> Thumbnail:
     """Decode, resize and crop the bytes of one image file; a Status in their place passes through."""
+    if preprocess is None:
+        raise ValueError("an encoder of texts alone reads no pictures")
     rgb, status, source_sha256 = decode.decode_bytes(data)
     if rgb is None:
         return Thumbnail(None, status, source_sha256)
@@ -155,6 +162,17 @@ def _read_processor(folder: Path) -> dict[str, Any]:
     if old_layout.is_file():
         return read_json(old_layout)
     raise UsageError(f"{folder} must hold {old_layout.name}, which says how its encoder wants pictures; it does not")
+
+
+def _defaults(folder: Path, found: Mapping[str, Any]) -> dict[str, Any]:
+    kind = str(found.get("image_processor_type", found.get("feature_extractor_type", "CLIPImageProcessor")))
+    name = _PROCESSOR_NAME.fullmatch(kind)
+    if name is None or name[1] not in _DEFAULTS:
+        raise UsageError(
+            f"{folder}: the image processor must be one of {', '.join(f'{known}ImageProcessor' for known in _DEFAULTS)}"
+            f", however it is {kind}"
+        )
+    return _DEFAULTS[name[1]]
 
 
 def _refuse_unknown(folder: Path, options: Mapping[str, Any]) -> None:

@@ -2,13 +2,18 @@
 
 import html
 import re
+import string
 import unicodedata
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
 MAX_CHARACTERS = 2_000
-"""Where a text is cut before it is tokenised: far beyond any encoder's limit, so only time and memory depend on it."""
+"""Where a text is cut before it is tokenised: far beyond the limit of CLIP and SigLIP, so only time and memory depend
+on it. An encoder that reads longer texts has a limit of its own in its `TextPolicy`."""
 
+Letters = Literal["as written", "lower-case", "lower-case, no punctuation"]
+
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -21,11 +26,37 @@ class Prompt(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class TextPolicy:
-    """What stands between a video's words and its tokens; part of what identifies a vector."""
+    """What stands between a video's words and its vector; part of what identifies the vector.
+
+    letters
+        What becomes of capitals and punctuation before the tokenizer sees them.
+    padding
+        "trimmed" if padding may be left away, else on which side of the text it fills up `max_tokens`.
+    pooling
+        How the vectors of the tokens become one, if the checkpoint leaves it to its files.
+    prefix
+        What an encoder was trained to see before every text.
+    """
 
     max_tokens: int  # with the start and the end token
     mode: Literal["joined"] = "joined"
     characters: int = MAX_CHARACTERS
+    letters: Letters = "as written"
+    padding: Literal["trimmed", "left", "right"] = "trimmed"
+    pooling: Literal["", "mean", "cls", "max", "last"] = ""
+    prefix: str = ""
+
+    def prepared(self, text: str) -> str:
+        """The text as the tokenizer gets it.
+
+        >>> TextPolicy(max_tokens=64, letters="lower-case, no punctuation").prepared("What?!  A CAKE...")
+        'what a cake'
+        """
+        if self.letters != "as written":
+            text = text.lower()
+        if self.letters == "lower-case, no punctuation":
+            text = " ".join(text.translate(_NO_PUNCTUATION).split())
+        return self.prefix + text
 
     def to_dict(self) -> dict[str, Any]:
         """Everything that decides the tokens of a text, ready for JSON.
@@ -33,7 +64,8 @@ class TextPolicy:
         >>> TextPolicy(max_tokens=77).to_dict()["max_tokens"]
         77
         """
-        return asdict(self) | {
+        ours = {name: value for name, value in asdict(self).items() if value != _OF_SOME_FAMILIES.get(name)}
+        return ours | {
             "html_unescape": 1,
             "surrogates": "U+FFFD",
             "nul": "removed",
@@ -42,8 +74,12 @@ class TextPolicy:
         }
 
 
-def joined(title: str, description: str) -> Prompt:
-    r"""One text of a video: title, one space, description.
+# Left out of the record where an encoder has no use for them, so that what CLIP's vectors are known by never changes.
+_OF_SOME_FAMILIES = {"letters": "as written", "padding": "trimmed", "pooling": "", "prefix": ""}
+
+
+def joined(title: str, description: str, characters: int = MAX_CHARACTERS) -> Prompt:
+    r"""One text of a video: title, one space, description; cut at `characters`.
 
     HTML entities are unescaped, because titles from YouTube's API arrive escaped and `&amp;` would cost tokens;
     surrogates become U+FFFD and NULs go, because UTF-8, CSV and HDF5 cannot hold them. An empty text means that the
@@ -56,7 +92,7 @@ def joined(title: str, description: str) -> Prompt:
     """
     raw = f"{html.unescape(title)} {html.unescape(description)}"
     repaired = _LONE_SURROGATE.search(raw) is not None or "\0" in raw
-    return Prompt(_repaired(raw).strip()[:MAX_CHARACTERS].rstrip(), repaired)
+    return Prompt(_repaired(raw).strip()[:characters].rstrip(), repaired)
 
 
 def cleaned(text: str) -> str:

@@ -35,7 +35,8 @@ class ExtractConfig(WorkConfig):
     device: Annotated[str, "auto, cpu, or cuda"] = "auto"
     modalities: Annotated[tuple[str, ...], "image,text (default: what the dataset has)"] = ()
     precision: Annotated[
-        Literal["auto", "fp32", "bf16", "fp16"], "arithmetic of the encoder: bf16 on GPUs, fp32 on CPUs"
+        Literal["auto", "fp32", "bf16", "fp16", "int8"],
+        "arithmetic of the encoder: bf16 on GPUs, fp32 on CPUs; int8, for CPUs, is measured first",
     ] = "auto"
     batch_size: Annotated[int | None, "rows per forward pass (halved where memory runs out)"] = None
     num_workers: Annotated[int | None, "threads that decode thumbnails, in each process"] = None

@@ -2,7 +2,8 @@
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +22,7 @@ from pipeline.config import ExtractConfig
 from pipeline.dataset import TRAIN, Dataset, read_dataset
 from pipeline.devices import auto_precision, choose_devices, cores, device_name
 from pipeline.extracted import outcome, tell_bad_rows
+from pipeline.int8_gate import INT8, int8_record
 from pipeline.outcome import Outcome
 from pipeline.parts import choose_part
 from pipeline.workspace import Workspace
@@ -57,7 +59,11 @@ def extract(config: ExtractConfig, progress: Progress) -> Outcome:
     folders = {videos.split: workspace.cache(tag, videos.split) for videos in dataset.tables}
     earlier = next(filter(None, map(_earlier_plan, folders.values())), None)
     encoder = _resolve(config, workspace, earlier, progress)
-    recipe = _recipe(config, encoder, kinds, earlier, devices[0])
+    kinds = _readable(config, encoder, kinds, progress)
+    recipe = _recipe(config, encoder, {kind: encoder.dim[kind] for kind in kinds}, earlier, devices[0])
+    if recipe.semantic["precision"] == INT8:
+        measured = int8_record(encoder, kinds, dataset.train, earlier, progress)
+        recipe = replace(recipe, environment={**recipe.environment, **measured})
     summaries = {}
     with _workers(config, encoder, recipe, devices, progress) as workers:
         for videos in dataset.tables:
@@ -137,8 +143,22 @@ def _kinds(config: ExtractConfig, dataset: Dataset, progress: Progress) -> list[
     return [name for name in there if name in config.modalities]
 
 
+def _readable(config: ExtractConfig, encoder: EncoderConfig, kinds: Sequence[str], progress: Progress) -> list[str]:
+    """Leave out what the encoder does not read, and say so; refuse it if it was asked for."""
+    left_out = [kind for kind in kinds if kind not in encoder.dim]
+    readable = [kind for kind in kinds if kind in encoder.dim]
+    if left_out and (config.modalities or not readable):
+        raise UsageError(
+            f"{encoder.tag} makes vectors of {' and '.join(encoder.dim)}, not of {' and '.join(left_out)}: choose "
+            "another --model or other --modalities"
+        )
+    if left_out:
+        progress.note(f"{encoder.tag} makes vectors of {' and '.join(readable)} only: no {' and '.join(left_out)}")
+    return readable
+
+
 def _recipe(
-    config: ExtractConfig, encoder: EncoderConfig, kinds: Sequence[str], earlier: CachePlan | None, device: str
+    config: ExtractConfig, encoder: EncoderConfig, dims: Mapping[str, int], earlier: CachePlan | None, device: str
 ) -> Recipe:
     """Options that are left to vp follow the cache, if there is one, so that any machine can go on with it."""
     on_cpu = device == "cpu"
@@ -148,7 +168,7 @@ def _recipe(
     return Recipe(
         semantic={**encoder.semantic(), "precision": precision, "stored_as": "float16"},
         environment=_environment(encoder, device),
-        dims={kind: encoder.dim[kind] for kind in kinds},
+        dims=dims,
         batch_size=config.batch_size or (earlier.batch_size if earlier else CPU_BATCH if on_cpu else GPU_BATCH),
         rows_per_shard=earlier.rows_per_shard if earlier else CPU_ROWS_PER_SHARD if on_cpu else GPU_ROWS_PER_SHARD,
     )
@@ -162,9 +182,9 @@ def _workers(
     cores_each = max(1, cores() // len(devices))
     feed_threads = 1 + cores_each // CORES_PER_FEED_THREAD if on_cpu else max(1, cores_each - 1)
     setup = ShardSetup(
-        load_encoder=partial(load_encoder, encoder, str(recipe.semantic["precision"])),
+        load_encoder=partial(_load_encoder, encoder, str(recipe.semantic["precision"])),
         cut=partial(cut_thumbnail, preprocess=encoder.preprocess),
-        read_prompt=joined,
+        read_prompt=partial(joined, characters=encoder.text.characters) if encoder.text else joined,
         batch_size=recipe.batch_size,
         in_flight=1 if on_cpu else GPU_BATCHES_IN_FLIGHT,
         feed_threads=config.num_workers or min(feed_threads, MAX_FEED_THREADS),
@@ -173,11 +193,11 @@ def _workers(
     return Supervisor(setup, devices, patience_seconds=config.worker_timeout, warn=progress.warn)
 
 
-def load_encoder(encoder: EncoderConfig, precision: str, kind: str, device: str) -> Encoder:
-    """Load one tower of an encoder; called in the processes that encode."""
-    from features.clip import ClipEncoder  # noqa: PLC0415 - torch and transformers, which the supervisor does not need
+def _load_encoder(encoder: EncoderConfig, precision: str, kind: str, device: str) -> Encoder:
+    """Load what makes one kind of vector; called in the processes that encode."""
+    from features.families import load_encoder  # noqa: PLC0415 - torch and transformers, which the supervisor does not need
 
-    return ClipEncoder(encoder, [kind], device=device, precision=precision)
+    return load_encoder(encoder, [kind], device, precision)
 
 
 def _environment(encoder: EncoderConfig, device: str) -> dict[str, str]:

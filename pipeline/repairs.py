@@ -4,8 +4,9 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from features.encoders import SHORT_NAMES, TINY
+from features.encoders import TINY
 from features.plan import CachePlan
+from features.short_names import SHORT_NAMES
 from pipeline.config import TrainHeadsConfig, WorkConfig
 from pipeline.settings import Option, options_of, repeated_flags
 

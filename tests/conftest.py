@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -139,3 +139,34 @@ def fake_encoder() -> type[FakeEncoder]:
 @pytest.fixture(scope="session")
 def make_world() -> type[World]:
     return World
+
+
+@pytest.fixture(scope="session")
+def siglip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SigLIP of random weights."""
+    return _built(tmp_path_factory, "build_siglip")("siglip")
+
+
+@pytest.fixture(scope="session")
+def dino_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A DINO of random weights, by its family."""
+    return _built(tmp_path_factory, "build_dino")
+
+
+@pytest.fixture(scope="session")
+def sentence_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A sentence encoder of random weights, by its family."""
+    return _built(tmp_path_factory, "build_sentence")
+
+
+def _built(tmp_path_factory: pytest.TempPathFactory, build: str) -> Callable[[str], Path]:
+    """Build a checkpoint when it is first asked for; torch and transformers are imported then."""
+    root = tmp_path_factory.mktemp(build)
+
+    @cache
+    def folder(family: str) -> Path:
+        from tests import checkpoints
+
+        return getattr(checkpoints, build)(root / family, family)
+
+    return folder

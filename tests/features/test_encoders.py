@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from features import hub
-from features.encoders import SHORT_NAMES, resolve_encoder
+from features.encoders import resolve_encoder
 from features.errors import UsageError
 from features.tiny import build_tiny
 
@@ -98,11 +98,6 @@ def test_an_unknown_name_is_refused_with_the_forms_that_work(asked: list, tmp_pa
 def test_an_unknown_name_is_answered_with_close_ones(tmp_path: Path):
     with pytest.raises(UsageError, match=r"Close: .*ViT-L-14[,.]"):
         resolve_encoder("ViT-L-15", tmp_path)
-
-
-def test_every_short_name_is_safe_as_a_folder_and_unlike_the_others():
-    assert len({name.lower() for name in SHORT_NAMES}) == len(SHORT_NAMES) == len(set(SHORT_NAMES.values()))
-    assert all(name.replace("-", "").isalnum() for name in SHORT_NAMES)
 
 
 def test_tiny_is_built_once_and_says_what_it_is(tmp_path: Path):
@@ -198,3 +193,40 @@ def test_finding_an_encoder_imports_neither_torch_nor_transformers(folder: Path,
         "sys.exit(bool({'torch', 'transformers', 'huggingface_hub'} & sys.modules.keys()))"
     )
     assert subprocess.run([sys.executable, "-c", check, str(folder)], check=False).returncode == 0
+
+
+def test_what_the_vectors_of_a_clip_are_known_by_never_changes(folder: Path, tmp_path: Path):
+    semantic = resolve_encoder(str(folder), tmp_path).semantic()
+    assert list(semantic) == [
+        *("family", "weights_sha256", "config_sha256", "tokenizer_sha256", "image", "text", "dim", "image_size")
+    ]
+    assert json.dumps(semantic["text"]) == (
+        '{"max_tokens": 77, "mode": "joined", "characters": 2000, "html_unescape": 1, "surrogates": "U+FFFD", '
+        '"nul": "removed", "unicode": "NFC", "truncation": "keep the end token"}'
+    )
+    assert {**semantic["image"], "decoder": 0} == {
+        "mode": "shortest",
+        "size": [64, 64],
+        "resample": "bicubic",
+        "crop": [64, 64],
+        "rescale_factor": 1 / 255,
+        "mean": [0.48145466, 0.4578275, 0.40821073],
+        "std": [0.26862954, 0.26130258, 0.27577711],
+        "decoder": 0,
+    }
+    assert (semantic["family"], semantic["dim"], semantic["image_size"]) == ("clip", {"image": 64, "text": 64}, 64)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "modules.json", "1_Pooling/config.json"])
+def test_a_sentence_encoder_that_lacks_a_file_is_refused_by_its_name(sentence_folder, tmp_path: Path, name: str):
+    folder = Path(shutil.copytree(sentence_folder("bert"), tmp_path / "copy"))
+    (folder / name).unlink()
+    with pytest.raises(UsageError, match=f"lacks {name}: "):
+        resolve_encoder(str(folder), tmp_path)
+
+
+def test_the_prefix_that_only_a_model_card_tells_is_known_by_the_hub_id(sentence_folder, monkeypatch, tmp_path: Path):
+    folder = sentence_folder("xlm-roberta")
+    monkeypatch.setattr(hub, "fetch", lambda *_args, **_options: (folder, COMMIT))
+    assert resolve_encoder("multilingual-e5-small", tmp_path).text.prepared("cake") == "query: cake"
+    assert resolve_encoder(str(folder), tmp_path).text.prepared("cake") == "cake"

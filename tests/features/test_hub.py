@@ -244,3 +244,37 @@ def test_an_index_that_is_no_json_object_is_refused(tmp_path: Path, content: str
     (tmp_path / "model.safetensors.index.json").write_text(content)
     with pytest.raises(UsageError, match="JSON"):
         weights_files(tmp_path)
+
+
+def test_a_sentence_encoder_needs_its_pooling_and_nothing_of_other_runtimes():
+    sentence = ["1_Pooling/config.json", "config_sentence_transformers.json", "modules.json"]
+    sentence += ["sentence_bert_config.json", "tokenizer.json"]
+    others = ["onnx/model.onnx", "openvino/openvino_model.xml", "vocab.txt", "2_Dense/model.safetensors", "README.md"]
+    listing = ["config.json", "model.safetensors", *sentence, *others]
+    assert sorted(wanted_files(listing)) == sorted(["config.json", "model.safetensors", *sentence])
+
+
+@pytest.mark.parametrize(
+    ("model_type", "lacks"),
+    [
+        ("clip", ["preprocessor_config.json", "tokenizer.json (or vocab.json and merges.txt)"]),
+        ("siglip", ["preprocessor_config.json", "tokenizer.json"]),
+        ("dinov2", ["preprocessor_config.json"]),
+        ("bert", ["tokenizer.json", "modules.json", "1_Pooling/config.json"]),
+        ("resnet", []),
+    ],
+)
+def test_a_folder_lacks_what_its_family_needs(tmp_path: Path, model_type: str, lacks: list[str]):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    assert missing_files(tmp_path) == [*lacks, "model.safetensors"]
+
+
+def test_a_sentence_encoder_is_downloaded_with_its_pooling(hub: SmallHub, tmp_path: Path):
+    usable = dict.fromkeys(("tokenizer.json", "modules.json", "1_Pooling/config.json"), b"{}")
+    usable |= {"config.json": b'{"model_type": "bert"}', "model.safetensors": b"weights"}
+    hub.repositories["some/sentences"] = {MAIN: usable | {"onnx/model.onnx": b"no"}}
+    answer = fetched(hub.url, tmp_path, "some/sentences")
+    assert answer["files"] == sorted({name.partition("/")[0] for name in usable})
+    hub.requests.clear()
+    assert fetched(hub.url, tmp_path, "some/sentences")["commit"] == MAIN
+    assert hub.requests == []

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import CLIPImageProcessorPil
+from torch.nn.functional import interpolate
+from transformers import BitImageProcessorPil, CLIPImageProcessorPil, SiglipImageProcessorPil
 
 from features.decode import NO_SOURCE
 from features.errors import UsageError
@@ -64,6 +65,56 @@ def test_a_squashed_portrait_is_resized_along_its_rows_first(tmp_path: Path):
     rows_first = image.resize((224, 300), Image.Resampling.BICUBIC).resize((224, 224), Image.Resampling.BICUBIC)
     pixels = crop_of(image, ImagePreprocess.from_folder(folder_with(tmp_path, SQUASH)), tmp_path)
     assert_alike(pixels, np.asarray(rows_first).transpose(2, 0, 1))
+
+
+FAMILIES = {
+    "SiglipImageProcessor": (SiglipImageProcessorPil, {"size": {"height": 224, "width": 224}, "resample": 3}),
+    "SiglipImageProcessorFast": (SiglipImageProcessorPil, {"size": {"height": 64, "width": 64}, "resample": 2}),
+    "BitImageProcessor": (BitImageProcessorPil, {"size": {"shortest_edge": 256}, "crop_size": 224}),
+}
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize("size", [(480, 360), (1280, 720), (320, 180)])
+def test_every_family_is_cropped_and_normalised_as_its_own_processor_does(tmp_path: Path, kind: str, size: tuple):
+    processor_class, options = FAMILIES[kind]
+    folder = folder_with(tmp_path, {"image_processor_type": kind} | options)
+    preprocess, processor = ImagePreprocess.from_folder(folder), processor_class.from_pretrained(folder)
+    image = picture(*size)
+    pixels = crop_of(image, preprocess, tmp_path)
+    raw = processor(image, do_normalize=False, do_rescale=False, return_tensors="np").pixel_values[0]
+    assert_alike(pixels, raw)
+    normed = normalise(torch.from_numpy(raw.astype(np.uint8))[None], preprocess, torch.float32).numpy()
+    assert np.allclose(normed, processor(image, return_tensors="np").pixel_values, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_where_a_file_is_silent_every_family_has_its_own_defaults(tmp_path: Path, kind: str):
+    folder = folder_with(tmp_path, {"image_processor_type": kind})
+    preprocess, processor = ImagePreprocess.from_folder(folder), FAMILIES[kind][0]()
+    assert preprocess.mean == tuple(processor.image_mean)
+    assert preprocess.std == tuple(processor.image_std)
+    assert preprocess.resample == {2: "bilinear", 3: "bicubic"}[int(processor.resample)]
+    assert_alike(crop_of(picture(300, 200), preprocess, tmp_path), reference_of(processor, picture(300, 200)))
+
+
+def reference_of(processor, image: Image.Image) -> np.ndarray:
+    return processor(image, do_normalize=False, do_rescale=False, return_tensors="np").pixel_values[0]
+
+
+@pytest.mark.parametrize("size", [(480, 360), (90, 160)])
+def test_dinov3_is_squashed_as_its_processor_does_in_floating_point(tmp_path: Path, size: tuple[int, int]):
+    published = {"size": {"height": 224, "width": 224}, "resample": 2, "do_center_crop": None, "crop_size": None}
+    published |= {"do_convert_rgb": None, "default_to_square": True, "disable_grouping": None, "device": None}
+    folder = folder_with(tmp_path, {"image_processor_type": "DINOv3ViTImageProcessorFast"} | published)
+    image = picture(*size)
+    pixels = torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy())[None].float()
+    expected = interpolate(pixels, size=(224, 224), mode="bilinear", antialias=True)[0].numpy()
+    preprocess = ImagePreprocess.from_folder(folder)
+    difference = np.abs(crop_of(image, preprocess, tmp_path) - expected)  # ours rounds to grey levels, after each axis
+    assert difference.max() <= 1.5
+    assert difference.mean() < 0.35
+    assert (preprocess.mean, preprocess.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 @pytest.mark.parametrize("size", [(180, 320), (720, 1280), (64, 300)])
@@ -209,3 +260,8 @@ def test_a_crop_does_not_depend_on_how_the_jpeg_was_decoded(tmp_path: Path, monk
 def test_reading_a_configuration_imports_no_torch():
     check = "import sys, features.preprocess; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+
+
+def test_an_encoder_of_texts_reads_no_pictures(tmp_path: Path):
+    with pytest.raises(ValueError, match="reads no pictures"):
+        read_thumbnail(tmp_path / "a.jpg", None)

@@ -57,3 +57,31 @@ def test_the_policy_is_ready_for_json_and_tells_two_limits_apart():
     short, long = TextPolicy(max_tokens=64).to_dict(), TextPolicy(max_tokens=77).to_dict()
     assert json.loads(json.dumps(long)) == long
     assert short != long
+
+
+def test_letters_are_left_alone_unless_an_encoder_wants_them_otherwise():
+    policy = TextPolicy(max_tokens=77)
+    assert policy.prepared("The  Cake?!") == "The  Cake?!"
+    assert TextPolicy(max_tokens=64, letters="lower-case").prepared("The  Cake?!") == "the  cake?!"
+    assert TextPolicy(max_tokens=64, letters="lower-case, no punctuation").prepared("The - Cake?!\n") == "the cake"
+
+
+@settings(max_examples=60)
+@given(ANY_TEXT)
+def test_preparing_a_text_again_changes_nothing(text: str):
+    for letters in ("as written", "lower-case", "lower-case, no punctuation"):
+        policy = TextPolicy(max_tokens=64, letters=letters)
+        assert policy.prepared(policy.prepared(text)) == policy.prepared(text)
+
+
+def test_a_longer_limit_keeps_more_of_a_text():
+    assert len(joined("x" * 10_000, "", characters=4096).text) == 4096
+
+
+def test_what_a_family_does_not_use_is_not_in_its_record():
+    plain = TextPolicy(max_tokens=77).to_dict()
+    assert {"letters", "padding", "pooling", "prefix"}.isdisjoint(plain)
+    assert TextPolicy(max_tokens=77, pooling="cls", prefix="query: ").to_dict() == plain | {
+        "pooling": "cls",
+        "prefix": "query: ",
+    }

@@ -1,0 +1,46 @@
+"""DINOv2 and DINOv3 as frozen encoders: pictures only."""
+
+from collections.abc import Sequence
+from typing import Any, Never
+
+import numpy as np
+import torch
+from jaxtyping import Float32, UInt8
+from transformers import Dinov2Model, Dinov2WithRegistersModel, DINOv3ViTModel
+
+from features.encoders import EncoderConfig
+from features.towers import Place, encoded_crops, quiet_transformers, read_tower
+
+_MODELS = {"dinov2": Dinov2Model, "dinov2_with_registers": Dinov2WithRegistersModel, "dinov3_vit": DINOv3ViTModel}
+
+
+class DinoEncoder:
+    """Thumbnails -> the normed class token, which transformers calls `pooler_output`; not of length one.
+
+    Parameters and errors are those of `features.clip.ClipEncoder`.
+    """
+
+    max_tokens = 0
+    trims_text = False
+
+    def __init__(self, config: EncoderConfig, _kinds: Sequence[str], device: str, precision: str) -> None:
+        self.config = config
+        self._place = Place.of(device, precision)
+        with quiet_transformers():
+            tower = read_tower(_MODELS[config.family], config)
+        self.towers: dict[str, Any] = {"image": tower.to(self._place.device, self._place.dtype)}
+
+    def encode_images(
+        self, pixels: UInt8[np.ndarray, "batch 3 height width"] | UInt8[torch.Tensor, "batch 3 height width"]
+    ) -> Float32[np.ndarray, "batch dim"]:
+        """Vectors of crops made by `read_thumbnail`; a pinned tensor is copied without waiting."""
+        tower = self.towers["image"]
+        return encoded_crops(lambda x: tower(pixel_values=x).pooler_output, pixels, self.config.preprocess, self._place)
+
+    def tokenize(self, texts: Sequence[str]) -> Never:
+        """Refuse: there is no text tower."""
+        raise ValueError(f"{self.config.tag} reads no texts, however {len(texts)} were given")
+
+    def encode_tokens(self, tokens: Sequence[Any], pad_to: int) -> Never:
+        """Refuse: there is no text tower."""
+        raise ValueError(f"{self.config.tag} reads no texts, however {len(tokens)} of {pad_to} tokens were given")

@@ -1,0 +1,90 @@
+"""Sentence encoders (BERT and its relatives with a pooling on top) as frozen encoders: texts only."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Never
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float32, Int64
+from transformers import BertModel, ModernBertModel, MPNetModel, RobertaModel, XLMRobertaModel
+
+from features.encoders import EncoderConfig
+from features.towers import Place, padded, quiet_transformers, read_tokenizer, read_tower, to_numpy, tokenized
+
+Hidden = Float[torch.Tensor, "text token dim"]
+Mask = Bool[torch.Tensor, "text token"]
+
+_NO_POOLER = {"add_pooling_layer": False}  # a layer for another task, behind the first token
+_MODELS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "bert": (BertModel, _NO_POOLER),
+    "mpnet": (MPNetModel, _NO_POOLER | {"attn_implementation": "eager"}),  # has no other
+    "roberta": (RobertaModel, _NO_POOLER),
+    "xlm-roberta": (XLMRobertaModel, _NO_POOLER),
+    "modernbert": (ModernBertModel, {}),
+}
+
+
+def _mean(hidden: Hidden, real: Mask) -> Float[torch.Tensor, "text dim"]:
+    weights = real.to(hidden.dtype).unsqueeze(2)
+    return (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+
+
+def _max(hidden: Hidden, real: Mask) -> Float[torch.Tensor, "text dim"]:
+    return hidden.masked_fill(~real.unsqueeze(2), float("-inf")).amax(dim=1)
+
+
+def _first(hidden: Hidden, _real: Mask) -> Float[torch.Tensor, "text dim"]:
+    return hidden[:, 0]
+
+
+def _last(hidden: Hidden, real: Mask) -> Float[torch.Tensor, "text dim"]:
+    return hidden[torch.arange(len(hidden), device=hidden.device), real.sum(dim=1) - 1]
+
+
+POOLINGS: dict[str, Callable[[Hidden, Mask], Float[torch.Tensor, "text dim"]]] = {
+    "mean": _mean,
+    "max": _max,
+    "cls": _first,
+    "last": _last,
+}
+"""How the vectors of the tokens of a text, padding at the right, become one."""
+
+
+class SentenceEncoder:
+    """Texts -> pooled vectors, not normalised: a `Normalize` in `modules.json` is left to whoever reads them.
+
+    Parameters and errors are those of `features.clip.ClipEncoder`.
+    """
+
+    trims_text = True  # masked padding weighs nothing: trimmed and padded vectors differ by rounding
+
+    def __init__(self, config: EncoderConfig, _kinds: Sequence[str], device: str, precision: str) -> None:
+        if config.text is None:
+            raise ValueError(f"{config.tag} has no text policy")
+        self.config = config
+        self.max_tokens = config.text.max_tokens
+        self._policy = config.text
+        self._pool = POOLINGS[config.text.pooling]
+        self._place = Place.of(device, precision)
+        self._tokenizer = read_tokenizer(config.folder)
+        model, options = _MODELS[config.family]
+        with quiet_transformers():
+            tower = read_tower(model, config, **options)
+        self.towers: dict[str, Any] = {"text": tower.to(self._place.device, self._place.dtype)}
+        self._pad_id = int(tower.config.pad_token_id or 0)
+
+    def encode_images(self, pixels: Any) -> Never:
+        """Refuse: there is no image tower."""
+        raise ValueError(f"{self.config.tag} reads no pictures, however {len(pixels)} were given")
+
+    def tokenize(self, texts: Sequence[str]) -> tuple[list[Int64[np.ndarray, " _"]], Bool[np.ndarray, " text"]]:
+        """Token ids of each text with start and end, at most `max_tokens`; and which texts were cut."""
+        return tokenized(self._tokenizer, [self._policy.prepared(text) for text in texts], self.max_tokens)
+
+    def encode_tokens(self, tokens: Sequence[Int64[np.ndarray, " _"]], pad_to: int) -> Float32[np.ndarray, "batch dim"]:
+        """Vectors of tokenised texts, padded to `pad_to`; padding is masked."""
+        ids, real = padded(tokens, pad_to, self.max_tokens, self._pad_id)
+        with torch.inference_mode():
+            ids, real = ids.to(self._place.device), real.to(self._place.device)
+            hidden = self.towers["text"](input_ids=ids, attention_mask=real.long()).last_hidden_state
+            return to_numpy(self._pool(hidden.float(), real))  # bf16 cannot even count tokens beyond 256
