@@ -3,7 +3,7 @@
 from enum import IntEnum
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 
 
 class Status(IntEnum):
@@ -34,6 +34,11 @@ class Status(IntEnum):
 
 ABSENT_BUT_NOT_BAD = frozenset({Status.EMPTY_TEXT})
 """An empty text is a fact about the video; every other status than OK is a fault that `--max-bad` counts."""
+
+
+def unknown(status: UInt8[np.ndarray, " row"]) -> Bool[np.ndarray, " row"]:
+    """The rows whose status is none of these: no version of vp wrote it, or a newer one."""
+    return ~np.isin(status, [known.value for known in Status])
 
 
 def bad(status: UInt8[np.ndarray, " row"]) -> list[int]:

@@ -13,7 +13,7 @@ from features.decode import source_digest
 from features.errors import CacheError
 from features.plan import MANIFEST, NEXT_MANIFEST, CachePlan, PlannedShard, read_plan
 from features.shards import FILE_NAME, Shard, max_shard_bytes, read_shard
-from features.status import Status
+from features.status import Status, unknown
 from features.store import READ_THREADS
 from features.videos import VideoTable
 
@@ -67,9 +67,10 @@ def read_survey(folder: Path, dims: Mapping[str, int], rows_per_shard: int) -> S
     def verified(name: str) -> FoundShard | None:
         try:
             limit = max_shard_bytes(rows, dims[kinds[name]])
-            return FoundShard.of(name, read_shard(folder / name, max_bytes=limit))
+            shard = read_shard(folder / name, max_bytes=limit)
         except CacheError:
             return None
+        return None if unknown(shard.status).any() else FoundShard.of(name, shard)
 
     with ThreadPoolExecutor(READ_THREADS) as pool:
         found = dict(zip(kinds, pool.map(verified, kinds), strict=True))

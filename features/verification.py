@@ -17,12 +17,10 @@ from features.plan import CachePlan, PlannedShard, shard_key
 from features.progress import Progress
 from features.shards import Shard, ShardFacts, max_shard_bytes, read_shard
 from features.staleness import Some, compare
-from features.status import Status
+from features.status import Status, unknown
 from features.store import READ_THREADS
 from features.survey import Place
 from features.videos import VideoTable
-
-_KNOWN = [status.value for status in Status]
 
 
 @dataclass(frozen=True)
@@ -154,9 +152,9 @@ def _brief(value: object) -> object:
 
 
 def _value_faults(shard: Shard) -> Iterator[str]:
-    unknown = ~np.isin(shard.status, _KNOWN)
-    if unknown.any():
-        yield f"{_rows(shard, unknown)} with an unknown status"
+    strange = unknown(shard.status)
+    if strange.any():
+        yield f"{_rows(shard, strange)} with an unknown status"
     ok = shard.status == Status.OK
     broken = ok & ~np.isfinite(shard.embedding).all(axis=1)
     if broken.any():

@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from features import durable
 from features.errors import CacheError, LockedError, StorageError
 from features.lock import writer_lock
+from features.shards import read_shard, write_shard
 from features.status import Status
 from features.store import EmbeddingStore
 
@@ -115,6 +117,17 @@ def test_a_damaged_shard_is_set_aside_and_only_it_is_made_again(cache_world, fak
     assert summary.shards_written == 1
     assert names(cache_world) == before
     assert [path.name for path in (cache_world.folder / "quarantine").iterdir()] == [before[0]]
+
+
+def test_a_shard_with_a_status_that_nobody_knows_is_made_again(cache_world, fake_encoder):
+    make(cache_world, fake_encoder())
+    before = names(cache_world)
+    path = cache_world.folder / before[0]
+    shard = read_shard(path, max_bytes=10**6)
+    path.unlink()
+    write_shard(cache_world.folder, replace(shard, status=np.full_like(shard.status, 77)))
+    assert make(cache_world, fake_encoder()).shards_written == 1
+    assert names(cache_world) == before
 
 
 def test_another_encoder_is_refused_with_both_values(cache_world, fake_encoder):
