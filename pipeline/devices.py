@@ -2,10 +2,15 @@
 
 import os
 import platform
+import subprocess
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from features.errors import UsageError
+
+BF16_CAPABILITY = (8, 0)  # Ampere
 
 
 def choose_devices(wanted: str, gpus: Sequence[int] = ()) -> list[str]:
@@ -46,9 +51,12 @@ def cores() -> int:
 
 
 def auto_precision(device: str) -> str:
-    """bf16 on GPUs and on CPUs that compute in it; fp32 elsewhere (an AVX2 CPU is 140 times slower in bf16)."""
+    """bf16 where it is computed in: newer GPUs and some CPUs; fp16 on older GPUs, fp32 on other CPUs.
+
+    Emulated it is slow: an AVX2 CPU took 140 times as long in bf16 as in fp32.
+    """
     if device != "cpu":
-        return "bf16"
+        return "bf16" if gpu(device).capability >= BF16_CAPABILITY else "fp16"
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="ignore")
     except OSError:  # not Linux: fp32 is always right, if not always fastest
@@ -58,8 +66,33 @@ def auto_precision(device: str) -> str:
 
 def device_name(device: str) -> str:
     """What the device calls itself, for the record."""
-    if not device.startswith("cuda"):
-        return f"{platform.machine()} CPU"
-    import torch  # noqa: PLC0415 - as above
+    return gpu(device).name if device.startswith("cuda") else f"{platform.machine()} CPU"
 
-    return torch.cuda.get_device_name(device)
+
+class Gpu(NamedTuple):
+    """What a GPU says of itself; `capability` is (8, 0) for an A100."""
+
+    name: str
+    capability: tuple[int, int]
+
+
+@cache
+def gpu(device: str) -> Gpu:
+    """Ask the driver, or torch where the driver has no such tool.
+
+    Torch would start CUDA in this process: that takes memory from the workers and, where a GPU may be used by one
+    process only (compute mode exclusive), keeps them off it.
+    """
+    number = int(device.partition(":")[2] or 0)
+    visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    physical = visible[number] if number < len(visible) else str(number)
+    command = ["nvidia-smi", "--query-gpu=name,compute_cap", "--format=csv,noheader", f"--id={physical}"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout  # noqa: S603 - no shell
+        name, capability = (cell.strip() for cell in told.rsplit(",", 1))
+        major, minor = capability.split(".")
+        return Gpu(name, (int(major), int(minor)))
+    except (OSError, subprocess.SubprocessError, ValueError):
+        import torch  # noqa: PLC0415 - as above
+
+        return Gpu(torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device))

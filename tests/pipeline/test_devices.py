@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from features.errors import UsageError
-from pipeline.devices import auto_precision, choose_device, choose_devices
+from pipeline import devices
+from pipeline.devices import Gpu, auto_precision, choose_device, choose_devices, device_name, gpu
 
 
 @pytest.fixture
@@ -69,7 +70,6 @@ def test_gpus_and_the_cpu_exclude_each_other(machine):
 @pytest.mark.parametrize(
     ("device", "flags", "precision"),
     [
-        ("cuda:0", "fpu avx2", "bf16"),
         ("cpu", "fpu avx2 avx512f", "fp32"),
         ("cpu", "fpu avx2 avx512f avx512_bf16", "bf16"),
         ("cpu", "fpu amx_bf16 amx_tile", "bf16"),
@@ -82,3 +82,51 @@ def test_only_what_computes_in_bf16_is_asked_to(monkeypatch, tmp_path, device, f
         cpuinfo.write_text(f"processor : 0\nmodel name : made by “us”\nflags : {flags}\n", encoding="utf-8")
     monkeypatch.setattr("pipeline.devices.Path", {"/proc/cpuinfo": cpuinfo}.__getitem__)
     assert auto_precision(device) == precision
+
+
+@pytest.fixture
+def driver(monkeypatch, tmp_path):
+    """A tool of the driver that knows GPUs by number or name, and a torch that knows one too."""
+    gpu.cache_clear()
+    known = {"0": "Tesla T4, 7.5", "1": "NVIDIA A100-SXM4-80GB, 8.0", "GPU-5": "NVIDIA H100, PCIe, 9.0"}
+    tool = tmp_path / "nvidia-smi"
+    cases = "\n".join(f"--id={number}) echo '{told}';;" for number, told in known.items())
+    tool.write_text(f'#!/bin/sh\nfor last; do :; done\ncase "$last" in\n{cases}\n*) exit 6;;\nesac\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    cuda = SimpleNamespace(get_device_name=lambda _: "a GPU of torch", get_device_capability=lambda _: (7, 0))
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    yield monkeypatch
+    gpu.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("visible", "device", "told"),
+    [
+        (None, "cuda:0", Gpu("Tesla T4", (7, 5))),
+        (None, "cuda:1", Gpu("NVIDIA A100-SXM4-80GB", (8, 0))),
+        ("1,0", "cuda:0", Gpu("NVIDIA A100-SXM4-80GB", (8, 0))),
+        ("0, GPU-5", "cuda:1", Gpu("NVIDIA H100, PCIe", (9, 0))),
+        (None, "cuda:2", Gpu("a GPU of torch", (7, 0))),
+    ],
+)
+def test_the_driver_is_asked_for_the_gpu_that_is_meant_and_torch_if_it_does_not_know(driver, visible, device, told):
+    if visible is not None:
+        driver.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert gpu(device) == told
+    assert device_name(device) == told.name
+
+
+def test_where_there_is_no_such_tool_torch_is_asked(driver):
+    driver.setenv("PATH", "/nowhere")
+    assert gpu("cuda:0").name == "a GPU of torch"
+
+
+@pytest.mark.parametrize(("device", "precision"), [("cuda:0", "fp16"), ("cuda:1", "bf16")])
+def test_gpus_that_do_not_compute_in_bf16_get_fp16(driver, device, precision):
+    assert auto_precision(device) == precision
+
+
+def test_a_cpu_is_named_by_its_kind():
+    assert device_name("cpu") == f"{devices.platform.machine()} CPU"
