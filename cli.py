@@ -15,7 +15,15 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.config import CONFIG_OF, DemoConfig, ExtractConfig, ScoreConfig, SubmitConfig, TrainHeadsConfig
+from pipeline.config import (
+    CONFIG_OF,
+    DemoConfig,
+    ExtractConfig,
+    ReportConfig,
+    ScoreConfig,
+    SubmitConfig,
+    TrainHeadsConfig,
+)
 from pipeline.console import Console
 from pipeline.errors import EXPECTED_ERRORS, exit_code
 from pipeline.outcome import Outcome
@@ -151,6 +159,14 @@ def train_heads(config: TrainHeadsConfig, console: Console) -> Outcome:
 def submit(config: SubmitConfig, console: Console) -> Outcome:
     """Combine the members of a run into a submission for test.csv."""
     from pipeline.submit import submit as stage
+
+    return stage(config, console)
+
+
+@command(ReportConfig)
+def report(config: ReportConfig, console: Console) -> Outcome:
+    """Write one self-contained HTML page on a run, and its numbers as JSON."""
+    from pipeline.report import report as stage
 
     return stage(config, console)
 

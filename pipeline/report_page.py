@@ -1,0 +1,78 @@
+"""Numbers, charts and pictures become one HTML page that needs nothing else and runs nothing."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from heads.targets import Target
+from pipeline import report_words
+from pipeline.report_charts import bar_share, charts
+from pipeline.report_pictures import is_image
+from pipeline.report_svg import SERIES
+from pipeline.report_words import Words
+
+TEMPLATE = "report.html.j2"
+
+SERIES_OF = {"image": 0, "text": 1, "age": 2, "channel": 3, "words": 4, "title": 5, "description": 6}
+"""The colour of each kind of modality; kinds that occur twice, and unknown ones, take what is left."""
+
+NAMES = {
+    "image": "thumbnail",
+    "text": "title and description",
+    "age": "age",
+    "channel": "channel",
+    "words": "words",
+    "title": "title",
+    "description": "description",
+}
+
+def page(numbers: Mapping[str, Any], pictures: Mapping[int, str]) -> str:
+    """The whole page; every text from outside is escaped by the template engine."""
+    words = Words(Target(numbers["run"]["target"]))
+    told = {**numbers, "colours": colours(numbers["run"]["modalities"])}
+    drawn = {name: Markup(svg) for name, svg in charts(told, words).items()}  # noqa: S704 - drawn by us from numbers
+    template = _environment(words).get_template(TEMPLATE)
+    return template.render(**told, words=words, charts=drawn, pictures=pictures) + "\n"
+
+
+def colours(modalities: Sequence[str]) -> dict[str, int]:
+    """A series for each modality, the same in every report as far as possible.
+
+    >>> colours(["image", "age", "image@ViT-B-32"])
+    {'image': 0, 'age': 2, 'image@ViT-B-32': 7}
+    """
+    kinds = [modality.partition("@")[0] for modality in modalities]
+    firsts = [(modality, kind) for place, (modality, kind) in enumerate(zip(modalities, kinds, strict=True))
+              if kind not in kinds[:place]]  # fmt: skip
+    known = {modality: SERIES_OF[kind] for modality, kind in firsts if kind in SERIES_OF}
+    spare = (index for index in reversed(range(SERIES)) if index not in known.values())
+    return {modality: known[modality] if modality in known else next(spare, 0) for modality in modalities}
+
+
+def modality_name(modality: str) -> str:
+    """A modality in a client's words.
+
+    >>> modality_name("image@ViT-L-14"), modality_name("likes")
+    ('thumbnail (ViT-L-14)', 'likes')
+    """
+    kind, _, tag = modality.partition("@")
+    name = NAMES.get(kind, kind)
+    return f"{name} ({tag})" if tag else name
+
+
+def _environment(words: Words) -> Environment:
+    environment = Environment(
+        loader=PackageLoader("pipeline"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    names = ("plain_text", "count", "percent", "decimal", "signed", "factor")
+    environment.filters |= {name: getattr(report_words, name) for name in names}
+    environment.filters |= {"views": words.views, "effect": words.effect, "miss": words.miss, "typical": words.typical, "times": words.times}
+    environment.filters |= {"modality": modality_name}
+    environment.globals |= {"bar": bar_share, "between_ages": report_words.between_ages, "is_image": is_image}
+    return environment

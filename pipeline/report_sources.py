@@ -1,0 +1,240 @@
+"""What a report is made from: a run's files, which must be whole, and what is left of its dataset and its caches."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float64, Int32, Int64
+
+from features.config import DatasetConfig
+from features.errors import CacheError, DataError, UsageError
+from features.progress import Progress
+from features.status import Status
+from features.store import Embeddings, EmbeddingStore
+from features.videos import VideoText, VideoTable, read_videos
+from heads.folds import FoldPlan, from_table
+from heads.targets import Target
+from pipeline.dataset import TRAIN
+from pipeline.inputs import Source
+from pipeline.runs import Run
+from pipeline.workspace import Workspace
+
+BAD_IDS_LISTED = 10
+
+
+class Notices:
+    """What a report has to do without: told at once, and kept for the page, which holds no path."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.texts: list[str] = []
+        self._progress = progress
+
+    def __call__(self, text: str, reason: object = "") -> None:
+        """Tell one thing; the reason, which may name files, goes to the terminal alone."""
+        self.texts.append(text)
+        self._progress.warn(f"{text} ({reason})" if reason else text)
+
+
+@dataclass(frozen=True, eq=False)
+class OofTable:
+    """`oof.csv`: log views and their out-of-fold predictions, NaN where no member validated the row."""
+
+    ids: list[str]
+    fold_of: Int32[np.ndarray, " video"]
+    log_views: Float64[np.ndarray, " video"]
+    best: Float64[np.ndarray, " video"]
+    final: Float64[np.ndarray, " video"]
+    contributions: Float64[np.ndarray, "modality video"]  # of best, beside its baseline
+
+    @property
+    def validated(self) -> Bool[np.ndarray, " video"]:
+        """Rows that some member validated."""
+        return self.fold_of >= 0
+
+
+@dataclass(frozen=True, eq=False)
+class RunFiles:
+    """A run whose every file is the one it was saved with."""
+
+    run: Run
+    metrics: Mapping[str, Any]
+    oof: OofTable
+    fold_info: Sequence[Mapping[str, Any]]
+    epochs: Sequence[Mapping[str, Any]]
+
+    @property
+    def target(self) -> Target:
+        """The scale of the run."""
+        return Target(self.run.part("target"))
+
+    @property
+    def sources(self) -> list[Source]:
+        """Where each modality came from."""
+        return [Source(**source) for source in self.run.part("sources")]
+
+    @property
+    def plan(self) -> FoldPlan:
+        """Who validated what."""
+        return from_table(self.oof.fold_of, expanding=bool(self.run.part("folds")["expanding"]))
+
+
+def read_run_files(run: Run) -> RunFiles:
+    """Read a run after checking the bytes of every file that it lists.
+
+    Raises
+    ------
+    CacheError
+        A file is missing, changed, or not what vp writes.
+    """
+    try:
+        for name in run.part("files"):
+            run.verified(name)
+        lines = run.verified("metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        info = pd.read_csv(run.verified("fold_info.csv"))
+        return RunFiles(
+            run=run,
+            metrics=run.read_json("metrics.json"),
+            oof=_oof(run),
+            fold_info=info.to_dict("records"),  # type: ignore[arg-type] - its keys are the names of the columns
+            epochs=[record for line in lines if "epoch" in (record := json.loads(line))],
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CacheError(
+            f"{run.folder} is damaged ({type(error).__name__}: {error}): run `vp train-heads --name {run.name}` again"
+        ) from error
+
+
+def _oof(run: Run) -> OofTable:
+    names = ["log_views", "log_pred_best", "log_pred_final"]
+    names += [f"contribution_{modality}" for modality in run.modalities]
+    empty = {name: [""] for name in names}
+    types = {"id": str, "fold": np.int32} | dict.fromkeys(names, np.float64)
+    frame = pd.read_csv(run.verified("oof.csv"), dtype=types, keep_default_na=False, na_values=empty)
+    columns = [frame[name].to_numpy() for name in names]
+    return OofTable(frame["id"].tolist(), frame["fold"].to_numpy(), *columns[:3], np.stack(columns[3:]))
+
+
+@dataclass(frozen=True, eq=False)
+class Videos:
+    """The dataset, as far as it still holds the run's videos; `row_of` is -1 for one that is gone."""
+
+    table: VideoTable
+    row_of: Int64[np.ndarray, " video"]
+
+    def channels(self) -> list[str]:
+        """The channel of every video of the run; "" where unknown."""
+        return [self.table.channel[row] if row >= 0 else "" for row in self.row_of]
+
+    def years(self) -> Int64[np.ndarray, " video"]:
+        """The year of every video of the run; 0 where unknown."""
+        return np.where(self.row_of >= 0, self.table.year[self.row_of], 0).astype(np.int64)
+
+    def ages(self, reference: np.datetime64) -> Float64[np.ndarray, " video"]:
+        """The age in years of every video of the run; NaN where unknown."""
+        ages: Float64[np.ndarray, " video"] = self.table.ages_years(reference)[self.row_of]
+        ages[self.row_of < 0] = np.nan
+        return ages
+
+    def text(self, video: int) -> VideoText | None:
+        """Title and description of one video of the run."""
+        row = int(self.row_of[video])
+        return self.table.texts(row, row + 1)[0] if row >= 0 else None
+
+    def published(self, video: int) -> str:
+        """The day of one video of the run, its year where only that is known, or nothing."""
+        row = int(self.row_of[video])
+        if row < 0:
+            return ""
+        day, year = self.table.published[row], int(self.table.year[row])
+        return str(year or "") if np.isnat(day) else str(day.astype("datetime64[D]"))
+
+
+def find_videos(config: DatasetConfig, files: RunFiles, notices: Notices) -> Videos | None:
+    """The run's videos in the dataset; None, and a notice, where it cannot be read."""
+    try:
+        table = read_videos(config, TRAIN, target_must_be_non_negative=files.target.kind == "log1p")
+    except (DataError, UsageError) as error:
+        notices("The dataset could not be read: no titles, thumbnails, years, channels and ages.", error)
+        return None
+    known = {id_: row for row, id_ in enumerate(table.ids)}
+    row_of = np.array([known.get(id_, -1) for id_ in files.oof.ids], dtype=np.int64)
+    _tell_changes(table, row_of, files, notices)
+    return Videos(table, row_of)
+
+
+def _tell_changes(table: VideoTable, row_of: Int64[np.ndarray, " video"], files: RunFiles, notices: Notices) -> None:
+    there = row_of >= 0
+    if gone := int((~there).sum()):
+        notices(f"{gone:,} of the run's {len(row_of):,} videos are no longer in the dataset.")
+    if new := len(table) - int(there.sum()):
+        notices(f"{new:,} videos in the dataset were not there when the run was trained.")
+    if table.views is not None and there.any():
+        log_views = files.target.to_log(table.views[row_of[there]].astype(np.float64))
+        if changed := int((~np.isclose(log_views, files.oof.log_views[there], rtol=1e-9)).sum()):
+            notices(f"The views of {changed:,} videos have changed since: every number here is of the views trained on.")
+
+
+@dataclass(frozen=True, eq=False)
+class Cache:
+    """One encoder's cache of the training videos: what its manifest says, and its vectors in the run's order."""
+
+    tag: str
+    facts: Mapping[str, Any]
+    vectors: Mapping[str, Embeddings] = field(default_factory=dict)
+
+
+def find_caches(workspace: Workspace, files: RunFiles, notices: Notices) -> list[Cache]:
+    """The caches that the run was trained on; a notice for each that is gone, changed or damaged."""
+    kinds: dict[str, list[str]] = {}
+    for source in files.sources:
+        if source.tag:
+            kinds.setdefault(source.tag, []).append(source.kind)
+    caches = []
+    for tag in kinds:
+        try:
+            caches.append(_cache(EmbeddingStore.open(workspace.cache(tag, TRAIN)), tag, kinds[tag], files, notices))
+        except CacheError as error:
+            notices(f"The embeddings of {tag} could not be read: nothing on how they were made, no neighbours.", error)
+    return caches
+
+
+def _cache(store: EmbeddingStore, tag: str, kinds: Sequence[str], files: RunFiles, notices: Notices) -> Cache:
+    facts = _manifest(store, tag)
+    if store.plan.encoder != files.run.part("encoders")[tag]:
+        notices(f"The embeddings of {tag} were made again, otherwise, since the run was trained: no neighbours.")
+        return Cache(tag, facts)
+    read = {kind: store.read(kind) for kind in kinds}
+    facts["rows_by_status"] = {kind: _statuses(embeddings) for kind, embeddings in read.items()}
+    facts["bad_ids"] = {kind: _bad_ids(embeddings) for kind, embeddings in read.items()}
+    return Cache(tag, facts, {kind: embeddings.aligned(files.oof.ids) for kind, embeddings in read.items()})
+
+
+def _manifest(store: EmbeddingStore, tag: str) -> dict[str, Any]:
+    plan = store.plan
+    return {
+        "tag": tag,
+        "encoder": plan.encoder,
+        "semantic": dict(plan.semantic),
+        "environment": dict(plan.environment),
+        "rows": plan.rows,
+        "shards": len(plan.shards),
+        "batch_size": plan.batch_size,
+        "dims": dict(plan.dims),
+        "created_utc": plan.created_utc,
+        "rows_by_status": {},
+        "bad_ids": {},
+    }
+
+
+def _statuses(embeddings: Embeddings) -> dict[str, int]:
+    counts = Counter(Status(value).label for value in embeddings.status.tolist())
+    return {status.label: counts[status.label] for status in Status if counts[status.label]}
+
+
+def _bad_ids(embeddings: Embeddings) -> list[dict[str, str]]:
+    rows = np.flatnonzero(embeddings.status != Status.OK)[:BAD_IDS_LISTED]
+    return [{"id": embeddings.ids[row], "status": Status(embeddings.status[row]).label} for row in rows]

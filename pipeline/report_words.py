@@ -1,0 +1,181 @@
+"""Numbers and foreign texts as a reader wants them: 1.2 M, 3.4 times too high, and no character that acts."""
+
+import math
+import re
+import unicodedata
+from dataclasses import dataclass
+
+import numpy as np
+
+from features.texts import cleaned
+from heads.targets import Target
+
+NBSP = "\u00a0"
+MAX_SHOWN_CHARACTERS = 160
+
+_JOINERS = {"\u200c", "\u200d"}  # emoji and Indic and Persian words fall apart without them
+_TERMINAL_CODE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
+_SCALES = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K"))
+
+
+def plain_text(text: str, limit: int = MAX_SHOWN_CHARACTERS) -> str:
+    r"""A title as inert text on one line: entities unescaped, controls and direction overrides gone, cut to a length.
+
+    >>> plain_text("Tom &amp; \x1b[31mJerry\x1b[0m \u202etxt.exe")
+    'Tom & Jerry txt.exe'
+    """
+    kept = [char if _is_harmless(char) else " " for char in _TERMINAL_CODE.sub("", cleaned(text))]
+    line = " ".join("".join(kept).split())
+    return line if len(line) <= limit else f"{line[: limit - 1].rstrip()}…"
+
+
+def _is_harmless(char: str) -> bool:
+    return char in _JOINERS or unicodedata.category(char) not in {"Cc", "Cf", "Cs", "Zl", "Zp"}
+
+
+def count(number: int | float) -> str:
+    """A whole number with its thousands apart.
+
+    >>> count(12345)
+    '12,345'
+    """
+    return f"{number:,.0f}"
+
+
+def short(number: int | float) -> str:
+    """A number of views in two or three digits.
+
+    >>> [short(number).replace(NBSP, " ") for number in (7, 999.6, 1_234, 45_678, 340_000, 15_685_415_432)]
+    ['7', '1.0 K', '1.2 K', '46 K', '340 K', '16 B']
+    """
+    for scale, unit in _SCALES:
+        if number >= scale * 0.9995:
+            return f"{_digits(number / scale)}{NBSP}{unit}"
+    return f"{number:.0f}"
+
+
+def factor(value: float) -> str:
+    """A factor in two digits or so; a small one as a divisor.
+
+    >>> [factor(value).replace(NBSP, " ") for value in (1.84, 23.4, 0.7, 0.0025, 4321.0)]
+    ['×1.8', '×23', '×0.70', '÷400', '×4,321']
+    """
+    if value < 0.01:
+        return f"÷{_digits(1 / value)}" if value > 0 else "÷∞"
+    return f"×{value:.2f}" if value < 0.995 else f"×{_digits(value)}"
+
+
+def percent(share: float | None) -> str:
+    """A share in whole per cent.
+
+    >>> percent(0.367).replace(NBSP, " ")
+    '37 %'
+    """
+    return "–" if share is None else f"{100 * share:.0f}{NBSP}%"
+
+
+def decimal(value: float | None, digits: int = 2) -> str:
+    """A number with so many decimals; a dash where there is none.
+
+    >>> decimal(3.31749), decimal(None)
+    ('3.32', '–')
+    """
+    return "–" if value is None else f"{value:,.{digits}f}".replace("-", "−")
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """A number with its sign.
+
+    >>> signed(0.5), signed(-0.25)
+    ('+0.50', '−0.25')
+    """
+    return f"{value:+,.{digits}f}".replace("-", "−")
+
+
+def age(years: float) -> str:
+    """An age in its own unit.
+
+    >>> [age(years).replace(NBSP, " ") for years in (0.04, 0.4, 1.96, 12.0)]
+    ['15 days', '5 months', '2.0 years', '12 years']
+    """
+    if years < 0.1:
+        return f"{365.25 * years:.0f}{NBSP}days"
+    if years < 1:
+        return f"{12 * years:.0f}{NBSP}months"
+    return f"{_digits(years)}{NBSP}years"
+
+
+def between_ages(low: float | None, high: float | None) -> str:
+    """A bin of ages.
+
+    >>> between_ages(None, 2.0).replace(NBSP, " "), between_ages(2.0, None).replace(NBSP, " ")
+    ('under 2.0 years', 'over 2.0 years')
+    """
+    if low is None and high is None:
+        return "unknown"
+    if low is None or high is None:
+        return f"over {age(low)}" if low is not None else f"under {age(high or 0.0)}"
+    return f"{age(low)} to {age(high)}"
+
+
+@dataclass(frozen=True)
+class Words:
+    """How numbers of the log scale are told: as views and factors, or as they are where the target is no count."""
+
+    target: Target
+
+    @property
+    def is_count(self) -> bool:
+        """Whether a difference in log units is a factor."""
+        return self.target.kind == "log1p"
+
+    def views(self, log_views: float) -> str:
+        """Views of a place on the log scale.
+
+        >>> Words(Target("log1p")).views(np.log1p(1_234_000)).replace(NBSP, " "), Words(Target("none")).views(-2.5)
+        ('1.2 M', '−2.5')
+        """
+        if not self.is_count:
+            return f"{log_views:.4g}".replace("-", "−")
+        return short(float(self.target.from_log(np.array([log_views]))[0]))
+
+    def effect(self, contribution: float) -> str:
+        """What a contribution does to a prediction.
+
+        >>> Words(Target("log1p")).effect(np.log(1.8)), Words(Target("none")).effect(-0.5)
+        ('×1.8', '−0.50')
+        """
+        return factor(_exp(contribution)) if self.is_count else signed(contribution)
+
+    def miss(self, error: float) -> str:
+        """How far a prediction is off, and which way.
+
+        >>> Words(Target("log1p")).miss(-np.log(3.4)).replace(NBSP, " ")
+        '3.4 times too low'
+        """
+        size = f"{_digits(_exp(abs(error)))}{NBSP}times" if self.is_count else decimal(abs(error))
+        return f"{size} {'too high' if error > 0 else 'too low'}"
+
+    def typical(self, rmse: float) -> str:
+        """The typical size of an error.
+
+        >>> Words(Target("log1p")).typical(np.log(6.2)).replace(NBSP, " "), Words(Target("none")).typical(0.5)
+        ('a factor of 6.2', '0.50')
+        """
+        return f"a factor of{NBSP}{_digits(_exp(rmse))}" if self.is_count else decimal(rmse)
+
+    def times(self, rmse: float) -> str:
+        """The same in a table.
+
+        >>> Words(Target("log1p")).times(np.log(6.2)), Words(Target("none")).times(0.5)
+        ('×6.2', '0.50')
+        """
+        return f"×{_digits(_exp(rmse))}" if self.is_count else decimal(rmse)
+
+
+def _digits(value: float) -> str:
+    return f"{value:.1f}" if value < 9.95 else f"{value:,.0f}"
+
+
+def _exp(value: float) -> float:
+    return math.exp(min(value, 700.0))
