@@ -35,7 +35,7 @@ app = typer.Typer(
     name="vp",
     help=(
         "Predict how many views a YouTube video gets, from its thumbnail, title, description and age. "
-        "The usual order: extract, train-heads, submit. Try `vp demo` first."
+        "The usual order: extract, train-heads, submit, report. Try `vp demo` first."
     ),
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -181,7 +181,7 @@ def score(config: ScoreConfig, console: Console) -> Outcome:
 
 @command(DemoConfig)
 def demo(config: DemoConfig, console: Console) -> Outcome:
-    """Draw a small dataset, run extract, train-heads and submit on it; offline, in about a minute."""
+    """Draw a small dataset, run extract, train-heads, submit and report on it; offline, in about a minute."""
     from pipeline.demo import demo as stage
 
     return stage(config, console)

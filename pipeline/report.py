@@ -16,7 +16,7 @@ from pipeline.report_numbers import numbers_of
 from pipeline.report_page import page
 from pipeline.report_pictures import pictures_of
 from pipeline.report_sources import Notices, find_caches, find_videos, read_run_files
-from pipeline.report_words import Words
+from pipeline.report_words import NBSP, Words
 from pipeline.runs import Run, only_run, open_run
 from pipeline.workspace import Workspace
 
@@ -75,4 +75,5 @@ def _outcome(path: Path, numbers: Mapping[str, Any], html: str) -> Outcome:
     lines.append(["rank correlation", f"{final['spearman']:.2f}"])
     facts = {"run": numbers["run"]["name"], "path": str(path), "json": str(path.with_suffix(".json"))}
     facts |= {"bytes": len(html.encode()), "score": score, "notices": numbers["notices"]}
+    lines = [[name, told.replace(NBSP, " ")] for name, told in lines]
     return Outcome([*table(lines), "", f"{numbers['run']['name']}: report in {path}"], facts)

@@ -1,11 +1,11 @@
 """The charts of a report, each from its own part of the numbers; nothing here looks at the data."""
 
 from collections.abc import Mapping, Sequence
-from math import log, log1p, sqrt
+from math import inf, log, log1p, sqrt
 from typing import Any
 
 from pipeline.report_svg import ACCENT, GRID, INK, MUTED, PAPER, drawn, nice_factors, series_colour
-from pipeline.report_words import Words, factor, percent, short
+from pipeline.report_words import Words, percent, plain_number, short
 
 NAMES = ("reliability", "year", "age_effect", "coverage", "training", "training_weights")
 
@@ -18,7 +18,7 @@ BEST_SHOWN = 3.0
 
 def charts(numbers: Mapping[str, Any], words: Words) -> dict[str, str]:
     """Name -> SVG of every chart, empty where the numbers do not suffice for it."""
-    found = dict.fromkeys(NAMES, "") | {"reliability": _reliability(numbers["reliability"], words)}
+    found: dict[str, str] = dict.fromkeys(NAMES, "") | {"reliability": _reliability(numbers["reliability"], words)}
     typical = numbers["score"]["final"]["rmse"]
     if len(numbers["errors"]["year"]) > 1:
         found["year"] = _by_year(numbers["errors"]["year"], typical, words)
@@ -29,13 +29,15 @@ def charts(numbers: Mapping[str, Any], words: Words) -> dict[str, str]:
         found["coverage"] = _coverage(numbers["coverage"])
     if numbers["training"]:
         found["training"] = _training(numbers["training"])
-        if numbers["run"]["head"] == "mlp":  # the networks of hybrid learn what linear leaves over: no weights of a model
+        if (
+            numbers["run"]["head"] == "mlp"
+        ):  # the networks of hybrid learn what linear leaves over: no weights of a model
             found["training_weights"] = _training_weights(numbers["training"], numbers["colours"])
     return found
 
 
 def _age_of(numbers: Mapping[str, Any]) -> str:
-    return next(source["modality"] for source in numbers["run"]["sources"] if source["kind"] == "age")
+    return next(str(source["modality"]) for source in numbers["run"]["sources"] if source["kind"] == "age")
 
 
 def _reliability(numbers: Mapping[str, Any], words: Words) -> str:
@@ -45,6 +47,7 @@ def _reliability(numbers: Mapping[str, Any], words: Words) -> str:
     edges, cells = numbers["density"]["edges"], numbers["density"]["cells"]
     deciles = numbers["deciles"]
     low, high, width = edges[0], edges[-1], edges[1] - edges[0]
+    ring = {"marker": "o", "markersize": 5, "markerfacecolor": PAPER, "markeredgecolor": INK, "markeredgewidth": 1.4}
     most = max(rows for _, _, rows in cells)
 
     def draw(axes: Any) -> None:
@@ -57,15 +60,14 @@ def _reliability(numbers: Mapping[str, Any], words: Words) -> str:
         axes.plot([low, high], [low, high], color=MUTED, linewidth=1.0, linestyle=(0, (4, 3)))
         axes.plot(
             *([entry[key] for entry in deciles] for key in ("log_pred", "log_views")),
-            **{"color": INK, "linewidth": 1.4, "marker": "o", "markersize": 5},
-            **{"markerfacecolor": PAPER, "markeredgecolor": INK, "markeredgewidth": 1.4},
+            color=INK,
+            linewidth=1.4,
+            **ring,
         )
-        axes.set(xlim=(low, high), ylim=(low, high), xlabel="predicted views", ylabel="actual views")
-        if words.is_count:
-            _ticks_of_views(axes.xaxis, low, high)
-            _ticks_of_views(axes.yaxis, low, high)
-        else:
-            axes.set(xlabel="predicted", ylabel="actual")
+        unit = " views" if words.is_count else ""
+        axes.set(xlim=(low, high), ylim=(low, high), xlabel=f"predicted{unit}", ylabel=f"actual{unit}")
+        for axis in (axes.xaxis, axes.yaxis):
+            _ticks_of_views(axis, low, high, words)
 
     label = "Predicted against actual: how many videos lie where, and the mean of each tenth of the predictions"
     return drawn("reliability", label, draw, height_pt=300)
@@ -75,16 +77,32 @@ def _shade(rows: int, most: int) -> int:
     return 1 + min(5, int(6 * sqrt(rows / most) - 1e-9))
 
 
-def _ticks_of_views(axis: Any, low: float, high: float) -> None:
+def _ticks_of_views(axis: Any, low: float, high: float, words: Words) -> None:
+    if not words.is_count:
+        axis.set_major_locator(_few_ticks())
+        axis.set_major_formatter(lambda value, _place: plain_number(value))
+        return
     powers = [10**power for power in range(16) if low <= log1p(10**power) <= high]
     kept = powers[:: -(-len(powers) // 6)] if powers else []
-    axis.set_ticks([log1p(views) for views in kept], [short(views) for views in kept])
+    axis.set_ticks([log1p(views) for views in kept], [_tick(views) for views in kept])
+
+
+def _tick(views: int) -> str:
+    return short(views).replace(".0", "")
 
 
 def _ticks_of_factors(axis: Any, low: float, high: float, words: Words) -> None:
-    if words.is_count:
-        kept = nice_factors(low, high)
-        axis.set_ticks([log(value) for value in kept], [factor(value) for value in kept])
+    if not words.is_count:
+        axis.set_major_formatter(lambda value, _place: plain_number(value))
+        return
+    kept = nice_factors(low, high)
+    axis.set_ticks([log(value) for value in kept], [f"×{value:g}" for value in kept])
+
+
+def _few_ticks() -> Any:
+    from matplotlib.ticker import MaxNLocator  # noqa: PLC0415
+
+    return MaxNLocator(nbins=4)
 
 
 def _by_year(entries: Sequence[Mapping[str, Any]], typical: float, words: Words) -> str:
@@ -164,15 +182,31 @@ def _training(curves: Sequence[Mapping[str, Any]]) -> str:
             if curve["best_epoch"] in curve["epoch"]:
                 at = curve["epoch"].index(curve["best_epoch"])
                 axes.plot(curve["epoch"][at], curve["val_msle"][at], color=INK, marker="o", markersize=4.5)
-            if curve["epoch"]:
-                axes.annotate(
-                    f" fold {curve['fold']}", (curve["epoch"][-1], curve["val_msle"][-1]), color=MUTED, va="center"
-                )
         low, high = axes.get_ylim()
-        axes.set(xlabel="epoch", ylabel="MSLE on unseen videos", ylim=(low, min(high, BEST_SHOWN * best)))
+        high = min(high, BEST_SHOWN * best)
+        axes.set(xlabel="epoch", ylabel="MSLE on unseen videos", ylim=(low, high))
         axes.xaxis.get_major_locator().set_params(integer=True)
+        ends = [curve for curve in curves if curve["epoch"]]
+        places = spread([curve["val_msle"][-1] for curve in ends], (high - low) / 14)
+        for curve, place in zip(ends, places, strict=True):
+            beside = {"xytext": (8, 0), "textcoords": "offset points", "va": "center"}
+            axes.annotate(f"fold {curve['fold']}", (curve["epoch"][-1], place), color=MUTED, **beside)
 
     return drawn("training", "Error on the validation rows by epoch, for each fold", draw)
+
+
+def spread(values: Sequence[float], gap: float) -> list[float]:
+    """The values moved up as far as needed to be at least `gap` apart, in their order.
+
+    >>> spread([1.0, 5.0, 1.1], 0.5)
+    [1.0, 5.0, 1.5]
+    """
+    moved = list(values)
+    least = -inf
+    for at in sorted(range(len(moved)), key=moved.__getitem__):
+        moved[at] = max(moved[at], least)
+        least = moved[at] + gap
+    return moved
 
 
 def _training_weights(curves: Sequence[Mapping[str, Any]], colours: Mapping[str, int]) -> str:
@@ -193,5 +227,3 @@ def bar_share(value: float, most: float) -> str:
     ('25.0%', '0.0%')
     """
     return f"{100 * min(max(value / most, 0.0), 1.0) if most > 0 else 0.0:.1f}%"
-
-

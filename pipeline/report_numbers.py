@@ -5,12 +5,14 @@ are those of the best ones, because `oof.csv` holds those. Errors are prediction
 """
 
 from collections.abc import Mapping, Sequence
+from math import exp
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from heads.metrics import score
+from heads.targets import Target
 from pipeline.report_sources import OofTable, RunFiles, Videos
 
 DECILES = 10
@@ -32,7 +34,7 @@ def numbers_of(files: RunFiles, videos: Videos | None) -> dict[str, Any]:
     return {
         "run": _run(files),
         "score": _score(files),
-        "splits": _splits(files.metrics.get("diagnostics", {})),
+        "splits": _splits(files.metrics.get("diagnostics", {}), files.target),
         "test_against_train_auc": files.metrics.get("diagnostics", {}).get("test_against_train_auc", {}),
         "modalities": _modalities(files.metrics),
         "reliability": reliability(files.oof),
@@ -72,12 +74,14 @@ def _score(files: RunFiles) -> dict[str, Any]:
     rows, metrics = files.oof.validated, files.metrics
     truth = files.oof.log_views[rows]
     constant = float(metrics["oof_msle_constant"])
-    final = scored(truth, files.oof.final[rows])
-    return {
-        "final": final,
+    found: dict[str, Any] = {
+        "final": scored(truth, files.oof.final[rows]),
         "best": scored(truth, files.oof.best[rows]),
-        "constant": {"msle": constant, "rmse": constant**0.5, "typical_factor": float(np.exp(constant**0.5))},
-        "explained": 1 - final["msle"] / constant if constant > 0 else None,
+        "constant": {"msle": constant, "rmse": constant**0.5},
+    }
+    found |= {name: entry | _factor(entry, files.target) for name, entry in found.items()}
+    return found | {
+        "explained": 1 - found["final"]["msle"] / constant if constant > 0 else None,
         "fold_msle": metrics["fold_msle"],
         "fold_msle_final": metrics["fold_msle_final"],
         "folds": list(files.fold_info),
@@ -85,22 +89,27 @@ def _score(files: RunFiles) -> dict[str, Any]:
 
 
 def scored(truth: Float64[np.ndarray, " row"], pred: Float64[np.ndarray, " row"]) -> dict[str, float]:
-    """The metrics of `heads.metrics`, the mean error, and exp(RMSE): the factor a prediction is typically off by.
+    """The metrics of `heads.metrics`, and the mean error.
 
-    >>> round(scored(np.array([1.0, 3.0]), np.array([2.0, 4.0]))["typical_factor"], 3)
-    2.718
+    >>> scored(np.array([1.0, 3.0]), np.array([2.0, 5.0]))["bias"]
+    1.5
     """
-    metrics = score(truth, pred)
-    return metrics | {"bias": float((pred - truth).mean()), "typical_factor": float(np.exp(metrics["rmse"]))}
+    return score(truth, pred) | {"bias": float((pred - truth).mean())}
 
 
-def _splits(diagnostics: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _factor(entry: Mapping[str, Any], target: Target) -> dict[str, float]:
+    """exp(RMSE), by which a prediction is typically off; nothing where the target is no count."""
+    return {"typical_factor": exp(min(entry["rmse"], 700.0))} if target.kind == "log1p" else {}
+
+
+def _splits(diagnostics: Mapping[str, Any], target: Target) -> list[dict[str, Any]]:
     """The linear head under each split; `reason` in place of a score where the videos cannot be split so."""
     found = []
     for split, value in diagnostics.get("linear_msle_by_split", {}).items():
         entry = {"split": split, "scored_on": NEIGHBOUR_SPLITS.get(split, split), "msle": None, "reason": ""}
         if isinstance(value, int | float):
-            entry |= {"msle": value, "rmse": value**0.5, "typical_factor": float(np.exp(value**0.5))}
+            entry |= {"msle": value, "rmse": value**0.5}
+            entry |= _factor(entry, target)
         else:
             entry["reason"] = str(value)
         found.append(entry)

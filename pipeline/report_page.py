@@ -28,6 +28,7 @@ NAMES = {
     "description": "description",
 }
 
+
 def page(numbers: Mapping[str, Any], pictures: Mapping[int, str]) -> str:
     """The whole page; every text from outside is escaped by the template engine."""
     words = Words(Target(numbers["run"]["target"]))
@@ -70,9 +71,10 @@ def _environment(words: Words) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    names = ("plain_text", "count", "percent", "decimal", "signed", "factor")
+    names = ("plain_text", "count", "percent", "decimal", "signed", "said", "flat")
     environment.filters |= {name: getattr(report_words, name) for name in names}
-    environment.filters |= {"views": words.views, "effect": words.effect, "miss": words.miss, "typical": words.typical, "times": words.times}
+    spoken = ("views", "effect", "miss", "typical", "times", "measure")
+    environment.filters |= {name: getattr(words, name) for name in spoken}
     environment.filters |= {"modality": modality_name}
     environment.globals |= {"bar": bar_share, "between_ages": report_words.between_ages, "is_image": is_image}
     return environment

@@ -15,7 +15,7 @@ from features.errors import CacheError, DataError, UsageError
 from features.progress import Progress
 from features.status import Status
 from features.store import Embeddings, EmbeddingStore
-from features.videos import VideoText, VideoTable, read_videos
+from features.videos import VideoTable, VideoText, read_videos
 from heads.folds import FoldPlan, from_table
 from heads.targets import Target
 from pipeline.dataset import TRAIN
@@ -99,7 +99,7 @@ def read_run_files(run: Run) -> RunFiles:
             run=run,
             metrics=run.read_json("metrics.json"),
             oof=_oof(run),
-            fold_info=info.to_dict("records"),  # type: ignore[arg-type] - its keys are the names of the columns
+            fold_info=[dict(zip(info.columns, row, strict=True)) for row in info.itertuples(index=False)],
             epochs=[record for line in lines if "epoch" in (record := json.loads(line))],
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -114,8 +114,9 @@ def _oof(run: Run) -> OofTable:
     empty = {name: [""] for name in names}
     types = {"id": str, "fold": np.int32} | dict.fromkeys(names, np.float64)
     frame = pd.read_csv(run.verified("oof.csv"), dtype=types, keep_default_na=False, na_values=empty)
-    columns = [frame[name].to_numpy() for name in names]
-    return OofTable(frame["id"].tolist(), frame["fold"].to_numpy(), *columns[:3], np.stack(columns[3:]))
+    log_views, best, final, *contributions = (frame[name].to_numpy() for name in names)
+    ids, fold_of = frame["id"].tolist(), frame["fold"].to_numpy()
+    return OofTable(ids, fold_of, log_views, best, final, np.stack(contributions))
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,7 +176,9 @@ def _tell_changes(table: VideoTable, row_of: Int64[np.ndarray, " video"], files:
     if table.views is not None and there.any():
         log_views = files.target.to_log(table.views[row_of[there]].astype(np.float64))
         if changed := int((~np.isclose(log_views, files.oof.log_views[there], rtol=1e-9)).sum()):
-            notices(f"The views of {changed:,} videos have changed since: every number here is of the views trained on.")
+            notices(
+                f"The views of {changed:,} videos have changed since: every number here is of the views trained on."
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,9 +197,9 @@ def find_caches(workspace: Workspace, files: RunFiles, notices: Notices) -> list
         if source.tag:
             kinds.setdefault(source.tag, []).append(source.kind)
     caches = []
-    for tag in kinds:
+    for tag, own in kinds.items():
         try:
-            caches.append(_cache(EmbeddingStore.open(workspace.cache(tag, TRAIN)), tag, kinds[tag], files, notices))
+            caches.append(_cache(EmbeddingStore.open(workspace.cache(tag, TRAIN)), tag, own, files, notices))
         except CacheError as error:
             notices(f"The embeddings of {tag} could not be read: nothing on how they were made, no neighbours.", error)
     return caches

@@ -3,7 +3,9 @@
 import math
 import re
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -50,7 +52,8 @@ def short(number: int | float) -> str:
     """
     for scale, unit in _SCALES:
         if number >= scale * 0.9995:
-            return f"{_digits(number / scale)}{NBSP}{unit}"
+            scaled = number / scale
+            return f"{scaled:.1f}{NBSP}{unit}" if scaled < 9.95 else f"{scaled:.0f}{NBSP}{unit}"
     return f"{number:.0f}"
 
 
@@ -58,7 +61,7 @@ def factor(value: float) -> str:
     """A factor in two digits or so; a small one as a divisor.
 
     >>> [factor(value).replace(NBSP, " ") for value in (1.84, 23.4, 0.7, 0.0025, 4321.0)]
-    ['×1.8', '×23', '×0.70', '÷400', '×4,321']
+    ['×1.8', '×23', '×0.70', '÷400', '×4,300']
     """
     if value < 0.01:
         return f"÷{_digits(1 / value)}" if value > 0 else "÷∞"
@@ -71,7 +74,7 @@ def percent(share: float | None) -> str:
     >>> percent(0.367).replace(NBSP, " ")
     '37 %'
     """
-    return "–" if share is None else f"{100 * share:.0f}{NBSP}%"
+    return "–" if share is None else f"{100 * share:.0f}{NBSP}%".replace("-", "−")
 
 
 def decimal(value: float | None, digits: int = 2) -> str:
@@ -90,6 +93,17 @@ def signed(value: float, digits: int = 2) -> str:
     ('+0.50', '−0.25')
     """
     return f"{value:+,.{digits}f}".replace("-", "−")
+
+
+def plain_number(value: float) -> str:
+    """Any number in three digits.
+
+    >>> [plain_number(value) for value in (423764.05, -2.5, 0.01234)]
+    ['424,000', '−2.5', '0.0123']
+    """
+    rounded = float(f"{value:.3g}")
+    told = f"{rounded:,.0f}" if 1000 <= abs(rounded) < 1e15 else f"{rounded:g}"
+    return told.replace("-", "−")
 
 
 def age(years: float) -> str:
@@ -118,6 +132,36 @@ def between_ages(low: float | None, high: float | None) -> str:
     return f"{age(low)} to {age(high)}"
 
 
+def said(value: Any) -> str:
+    """Any JSON value on one line.
+
+    >>> said([0.1 + 0.2, "a"]), said({"b": True}), said(None)
+    ('0.3, a', 'b yes', '–')
+    """
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {said(part)}" for name, part in value.items()) or "–"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(said, value)) or "–"
+    return "–" if value is None or value == "" else str(value)
+
+
+def flat(mapping: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """A nested mapping as lines: what it is, and what it says.
+
+    >>> flat({"rows": 3, "image": {"stored_as": "float16"}})
+    [('rows', '3'), ('image stored as', 'float16')]
+    """
+    lines: list[tuple[str, str]] = []
+    for key, value in mapping.items():
+        name = f"{prefix}{key}".replace("_", " ")
+        lines += flat(value, f"{name} ") if isinstance(value, Mapping) and value else [(name, said(value))]
+    return lines
+
+
 @dataclass(frozen=True)
 class Words:
     """How numbers of the log scale are told: as views and factors, or as they are where the target is no count."""
@@ -136,16 +180,18 @@ class Words:
         ('1.2 M', '−2.5')
         """
         if not self.is_count:
-            return f"{log_views:.4g}".replace("-", "−")
+            return plain_number(log_views)
         return short(float(self.target.from_log(np.array([log_views]))[0]))
 
     def effect(self, contribution: float) -> str:
         """What a contribution does to a prediction.
 
         >>> Words(Target("log1p")).effect(np.log(1.8)), Words(Target("none")).effect(-0.5)
-        ('×1.8', '−0.50')
+        ('×1.8', '−0.5')
         """
-        return factor(_exp(contribution)) if self.is_count else signed(contribution)
+        if self.is_count:
+            return factor(_exp(contribution))
+        return ("" if contribution < 0 else "+") + plain_number(contribution)
 
     def miss(self, error: float) -> str:
         """How far a prediction is off, and which way.
@@ -153,28 +199,39 @@ class Words:
         >>> Words(Target("log1p")).miss(-np.log(3.4)).replace(NBSP, " ")
         '3.4 times too low'
         """
-        size = f"{_digits(_exp(abs(error)))}{NBSP}times" if self.is_count else decimal(abs(error))
+        size = f"{_digits(_exp(abs(error)))}{NBSP}times" if self.is_count else plain_number(abs(error))
         return f"{size} {'too high' if error > 0 else 'too low'}"
 
     def typical(self, rmse: float) -> str:
         """The typical size of an error.
 
         >>> Words(Target("log1p")).typical(np.log(6.2)).replace(NBSP, " "), Words(Target("none")).typical(0.5)
-        ('a factor of 6.2', '0.50')
+        ('a factor of 6.2', '0.5')
         """
-        return f"a factor of{NBSP}{_digits(_exp(rmse))}" if self.is_count else decimal(rmse)
+        return f"a factor of{NBSP}{_digits(_exp(rmse))}" if self.is_count else plain_number(rmse)
+
+    def measure(self, value: float, digits: int = 4) -> str:
+        """A measure of error with enough digits to tell runs apart.
+
+        >>> Words(Target("log1p")).measure(3.31746), Words(Target("none")).measure(35_279_313_413.0)
+        ('3.3175', '35,300,000,000')
+        """
+        return decimal(value, digits) if self.is_count else plain_number(value)
 
     def times(self, rmse: float) -> str:
         """The same in a table.
 
         >>> Words(Target("log1p")).times(np.log(6.2)), Words(Target("none")).times(0.5)
-        ('×6.2', '0.50')
+        ('×6.2', '0.5')
         """
-        return f"×{_digits(_exp(rmse))}" if self.is_count else decimal(rmse)
+        return f"×{_digits(_exp(rmse))}" if self.is_count else plain_number(rmse)
 
 
 def _digits(value: float) -> str:
-    return f"{value:.1f}" if value < 9.95 else f"{value:,.0f}"
+    """Two digits, and zeros for the rest."""
+    if value < 9.95:
+        return f"{value:.1f}"
+    return f"{float(f'{value:.2g}'):,.0f}"
 
 
 def _exp(value: float) -> float:
