@@ -11,11 +11,12 @@ from features.progress import Progress
 from heads.targets import Target
 from pipeline.config import ReportConfig
 from pipeline.outcome import Outcome, table
+from pipeline.report_caches import find_caches
 from pipeline.report_cases import extremes
 from pipeline.report_numbers import numbers_of
 from pipeline.report_page import page
 from pipeline.report_pictures import pictures_of
-from pipeline.report_sources import Notices, find_caches, find_videos, read_run_files
+from pipeline.report_sources import Notices, find_videos, read_run_files
 from pipeline.report_words import NBSP, Words
 from pipeline.runs import Run, only_run, open_run
 from pipeline.workspace import Workspace

@@ -8,8 +8,9 @@ from jaxtyping import Int64
 
 from features.errors import DataError
 from features.videos import VideoText
+from pipeline.report_caches import Cache
 from pipeline.report_neighbours import nearest
-from pipeline.report_sources import Cache, Notices, RunFiles, Videos
+from pipeline.report_sources import Notices, RunFiles, Videos
 
 SHOWN_EACH_WAY = 5
 WITH_NEIGHBOURS = 2
@@ -96,9 +97,9 @@ def _neighbours(
     by_tag = {cache.tag: cache for cache in caches}
     for source in files.sources:
         cache = by_tag.get(source.tag)
-        if cache is None or source.kind not in cache.vectors or not len(asked):
+        if cache is None or not len(asked):
             continue
-        found = nearest(cache.vectors[source.kind], files.plan, asked, NEIGHBOURS)
+        found = nearest(cache, source.kind, files.plan, asked, NEIGHBOURS)
         for answer, neighbours in zip(answers, found, strict=True):
             if neighbours:
                 answer[source.modality] = [

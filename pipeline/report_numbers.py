@@ -9,21 +9,14 @@ from math import exp
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Float64
 
-from heads.metrics import score
 from heads.targets import Target
+from pipeline.report_groups import age_effect_of, errors_of_groups, scored
 from pipeline.report_sources import OofTable, RunFiles, Videos
 
 DECILES = 10
 DENSITY_BINS = 32
-AGE_CURVE_BINS = 16
-AGE_CURVE_ROWS = 8
-"""Rows that a bin of the age curve needs, so that a fold is not told by one or two videos."""
-
-CHANNELS_SHOWN = 12
-MIN_CHANNEL_ROWS = 10
-
 NEIGHBOUR_SPLITS = {"kfold": "random videos", "group": "channels never seen", "time": "the newest videos"}
 """What the rows that score the linear head are, under each split of `pipeline.diagnostics`."""
 
@@ -38,8 +31,8 @@ def numbers_of(files: RunFiles, videos: Videos | None) -> dict[str, Any]:
         "test_against_train_auc": files.metrics.get("diagnostics", {}).get("test_against_train_auc", {}),
         "modalities": _modalities(files.metrics),
         "reliability": reliability(files.oof),
-        "errors": _errors(files, videos, ages),
-        "age_effect": _age_effect(files, ages),
+        "errors": errors_of_groups(files, videos, ages),
+        "age_effect": age_effect_of(files, ages),
         "intervals": files.metrics.get("intervals", {}),
         "coverage": files.metrics.get("coverage", []),
         "age_bin_edges_years": files.metrics.get("age_bin_edges_years", []),
@@ -86,15 +79,6 @@ def _score(files: RunFiles) -> dict[str, Any]:
         "fold_msle_final": metrics["fold_msle_final"],
         "folds": list(files.fold_info),
     }
-
-
-def scored(truth: Float64[np.ndarray, " row"], pred: Float64[np.ndarray, " row"]) -> dict[str, float]:
-    """The metrics of `heads.metrics`, and the mean error.
-
-    >>> scored(np.array([1.0, 3.0]), np.array([2.0, 5.0]))["bias"]
-    1.5
-    """
-    return score(truth, pred) | {"bias": float((pred - truth).mean())}
 
 
 def _factor(entry: Mapping[str, Any], target: Target) -> dict[str, float]:
@@ -155,91 +139,6 @@ def _density(truth: Float64[np.ndarray, " row"], pred: Float64[np.ndarray, " row
     counts, _, _ = np.histogram2d(pred, truth, bins=[edges, edges])
     cells = [[int(x), int(y), int(counts[x, y])] for x, y in np.argwhere(counts > 0)]
     return {"edges": edges.tolist(), "cells": cells}
-
-
-def _errors(files: RunFiles, videos: Videos | None, ages: Float64[np.ndarray, " video"] | None) -> dict[str, Any]:
-    if videos is None or ages is None:
-        return {"year": [], "age": [], "channel": []}
-    years, channels = videos.years(), np.array(videos.channels(), dtype=object)
-    edges = np.array(files.metrics.get("age_bin_edges_years", []), dtype=np.float64)
-    bins = np.where(np.isnan(ages), -1, np.searchsorted(edges, ages, side="right"))
-    by_age = errors_by(files.oof, bins) if len(edges) else []
-    return {
-        "year": errors_by(files.oof, np.where(years > 0, years, -1)),
-        "age": [entry | _bin_ends(edges, entry["label"]) for entry in by_age],
-        "channel": _largest_and_rest(files.oof, channels) if any(channels) else [],
-    }
-
-
-def errors_by(oof: OofTable, labels: np.ndarray) -> list[dict[str, Any]]:
-    """Rows and errors of the final prediction for each label in their order; numbers below 0 are "unknown", last."""
-    known = [label for label in dict.fromkeys(sorted(labels[oof.validated].tolist())) if label != -1]
-    there = [*known, -1] if (labels[oof.validated] == -1).any() else known
-    return [{"label": "unknown" if label == -1 else label} | _error_of(oof, labels == label) for label in there]
-
-
-def _error_of(oof: OofTable, rows: Bool[np.ndarray, " video"]) -> dict[str, Any]:
-    own = rows & oof.validated
-    return {"rows": int(own.sum()), **scored(oof.log_views[own], oof.final[own])}
-
-
-def _largest_and_rest(oof: OofTable, channels: np.ndarray) -> list[dict[str, Any]]:
-    """The largest channels that have enough rows, largest first, then all others together."""
-    names, counts = np.unique(channels[oof.validated].astype(str), return_counts=True)
-    order = sorted(range(len(names)), key=lambda at: (-counts[at], names[at]))
-    shown = [str(names[at]) for at in order if names[at] and counts[at] >= MIN_CHANNEL_ROWS][:CHANNELS_SHOWN]
-    found = [{"label": name, "channels": 1} | _error_of(oof, channels == name) for name in shown]
-    rest = ~np.isin(channels.astype(str), shown)
-    if (rest & oof.validated).any():
-        found.append({"label": None, "channels": len(names) - len(shown)} | _error_of(oof, rest))
-    return found
-
-
-def _bin_ends(edges: Float64[np.ndarray, " edge"], label: int | str) -> dict[str, Any]:
-    if isinstance(label, str):
-        return {"from_years": None, "to_years": None}
-    return {
-        "from_years": float(edges[label - 1]) if label > 0 else None,
-        "to_years": float(edges[label]) if label < len(edges) else None,
-    }
-
-
-def _age_effect(files: RunFiles, ages: Float64[np.ndarray, " video"] | None) -> list[dict[str, Any]]:
-    places = [place for place, source in enumerate(files.sources) if source.kind == "age"]
-    if ages is None or not places:
-        return []
-    return age_effect(files.oof, files.oof.contributions[places[0]], ages, files.run.n_folds)
-
-
-def age_effect(
-    oof: OofTable,
-    contribution: Float64[np.ndarray, " video"],
-    ages: Float64[np.ndarray, " video"],
-    n_folds: int,
-) -> list[dict[str, Any]]:
-    """Mean out-of-fold contribution of the age (log units) in bins of about as many rows each, and of each fold."""
-    rows = np.flatnonzero(oof.validated & ~np.isnan(ages))
-    n_bins = min(AGE_CURVE_BINS, len(rows) // (AGE_CURVE_ROWS * n_folds))
-    if n_bins < 2:
-        return []
-    order = rows[np.argsort(ages[rows], kind="stable")]
-    return [_age_bin(oof, contribution, ages, part, n_folds) for part in np.array_split(order, n_bins)]
-
-
-def _age_bin(
-    oof: OofTable,
-    contribution: Float64[np.ndarray, " video"],
-    ages: Float64[np.ndarray, " video"],
-    rows: Int64[np.ndarray, " row"],
-    n_folds: int,
-) -> dict[str, Any]:
-    own = [rows[oof.fold_of[rows] == fold] for fold in range(n_folds)]
-    return {
-        "rows": len(rows),
-        "age_years": float(ages[rows].mean()),
-        "contribution": float(contribution[rows].mean()),
-        "by_fold": [float(contribution[part].mean()) if len(part) else None for part in own],
-    }
 
 
 def _training(files: RunFiles) -> list[dict[str, Any]]:

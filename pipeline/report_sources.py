@@ -1,9 +1,8 @@
-"""What a report is made from: a run's files, which must be whole, and what is left of its dataset and its caches."""
+"""What a report is made from: a run's files, which must be whole, and what is left of its dataset."""
 
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,17 +12,18 @@ from jaxtyping import Bool, Float64, Int32, Int64
 from features.config import DatasetConfig
 from features.errors import CacheError, DataError, UsageError
 from features.progress import Progress
-from features.status import Status
-from features.store import Embeddings, EmbeddingStore
 from features.videos import VideoTable, VideoText, read_videos
 from heads.folds import FoldPlan, from_table
 from heads.targets import Target
 from pipeline.dataset import TRAIN
 from pipeline.inputs import Source
 from pipeline.runs import Run
-from pipeline.workspace import Workspace
 
-BAD_IDS_LISTED = 10
+NEEDED = (
+    *("head", "oof_msle_constant", "fold_msle", "fold_msle_final"),
+    *("weights", "weights_sd", "fold_weights", "importance"),
+)
+"""Parts of metrics.json that a report cannot do without."""
 
 
 class Notices:
@@ -97,7 +97,7 @@ def read_run_files(run: Run) -> RunFiles:
         info = pd.read_csv(run.verified("fold_info.csv"))
         return RunFiles(
             run=run,
-            metrics=run.read_json("metrics.json"),
+            metrics=_metrics(run),
             oof=_oof(run),
             fold_info=[dict(zip(info.columns, row, strict=True)) for row in info.itertuples(index=False)],
             epochs=[record for line in lines if "epoch" in (record := json.loads(line))],
@@ -106,6 +106,13 @@ def read_run_files(run: Run) -> RunFiles:
         raise CacheError(
             f"{run.folder} is damaged ({type(error).__name__}: {error}): run `vp train-heads --name {run.name}` again"
         ) from error
+
+
+def _metrics(run: Run) -> dict[str, Any]:
+    metrics: dict[str, Any] = run.read_json("metrics.json")
+    if lacking := [name for name in NEEDED if name not in metrics]:
+        raise ValueError(f"metrics.json lacks {', '.join(lacking)}")
+    return metrics
 
 
 def _oof(run: Run) -> OofTable:
@@ -179,65 +186,3 @@ def _tell_changes(table: VideoTable, row_of: Int64[np.ndarray, " video"], files:
             notices(
                 f"The views of {changed:,} videos have changed since: every number here is of the views trained on."
             )
-
-
-@dataclass(frozen=True, eq=False)
-class Cache:
-    """One encoder's cache of the training videos: what its manifest says, and its vectors in the run's order."""
-
-    tag: str
-    facts: Mapping[str, Any]
-    vectors: Mapping[str, Embeddings] = field(default_factory=dict)
-
-
-def find_caches(workspace: Workspace, files: RunFiles, notices: Notices) -> list[Cache]:
-    """The caches that the run was trained on; a notice for each that is gone, changed or damaged."""
-    kinds: dict[str, list[str]] = {}
-    for source in files.sources:
-        if source.tag:
-            kinds.setdefault(source.tag, []).append(source.kind)
-    caches = []
-    for tag, own in kinds.items():
-        try:
-            caches.append(_cache(EmbeddingStore.open(workspace.cache(tag, TRAIN)), tag, own, files, notices))
-        except CacheError as error:
-            notices(f"The embeddings of {tag} could not be read: nothing on how they were made, no neighbours.", error)
-    return caches
-
-
-def _cache(store: EmbeddingStore, tag: str, kinds: Sequence[str], files: RunFiles, notices: Notices) -> Cache:
-    facts = _manifest(store, tag)
-    if store.plan.encoder != files.run.part("encoders")[tag]:
-        notices(f"The embeddings of {tag} were made again, otherwise, since the run was trained: no neighbours.")
-        return Cache(tag, facts)
-    read = {kind: store.read(kind) for kind in kinds}
-    facts["rows_by_status"] = {kind: _statuses(embeddings) for kind, embeddings in read.items()}
-    facts["bad_ids"] = {kind: _bad_ids(embeddings) for kind, embeddings in read.items()}
-    return Cache(tag, facts, {kind: embeddings.aligned(files.oof.ids) for kind, embeddings in read.items()})
-
-
-def _manifest(store: EmbeddingStore, tag: str) -> dict[str, Any]:
-    plan = store.plan
-    return {
-        "tag": tag,
-        "encoder": plan.encoder,
-        "semantic": dict(plan.semantic),
-        "environment": dict(plan.environment),
-        "rows": plan.rows,
-        "shards": len(plan.shards),
-        "batch_size": plan.batch_size,
-        "dims": dict(plan.dims),
-        "created_utc": plan.created_utc,
-        "rows_by_status": {},
-        "bad_ids": {},
-    }
-
-
-def _statuses(embeddings: Embeddings) -> dict[str, int]:
-    counts = Counter(Status(value).label for value in embeddings.status.tolist())
-    return {status.label: counts[status.label] for status in Status if counts[status.label]}
-
-
-def _bad_ids(embeddings: Embeddings) -> list[dict[str, str]]:
-    rows = np.flatnonzero(embeddings.status != Status.OK)[:BAD_IDS_LISTED]
-    return [{"id": embeddings.ids[row], "status": Status(embeddings.status[row]).label} for row in rows]
