@@ -52,7 +52,7 @@ def _cache(store: EmbeddingStore, tag: str, files: RunFiles, notices: Notices) -
     row_of_id = {id_: row for row, (id_, _) in enumerate(next(iter(rows.values())))}
     row_of = np.array([row_of_id.get(id_, -1) for id_ in files.oof.ids], dtype=np.int64)
     if lacking := int((row_of < 0).sum()):
-        notices(f"The embeddings of {tag} no longer hold {lacking:,} of the run's videos.")
+        notices(f"Of the run's {len(row_of):,} videos, no longer among the embeddings of {tag}: {lacking:,}.")
     facts = _manifest(store, tag) | {
         "rows_by_status": {kind: _counted([status for _, status in own]) for kind, own in rows.items()},
         "bad_ids": {kind: _bad_ids(own) for kind, own in rows.items()},

@@ -5,7 +5,7 @@ from math import inf, log, log1p, sqrt
 from typing import Any
 
 from pipeline.report_svg import ACCENT, GRID, INK, MUTED, PAPER, drawn, nice_factors, series_colour
-from pipeline.report_words import Words, percent, plain_number, short
+from pipeline.report_words import Number, Words, percent, plain_number, short
 
 NAMES = ("reliability", "year", "age_effect", "coverage", "training", "training_weights")
 
@@ -70,14 +70,14 @@ def _reliability(numbers: Mapping[str, Any], words: Words) -> str:
             _ticks_of_views(axis, low, high, words)
 
     label = "Predicted against actual: how many videos lie where, and the mean of each tenth of the predictions"
-    return drawn("reliability", label, draw, height_pt=300)
+    return drawn("reliability", label, draw, height_pt=300.0)
 
 
 def _shade(rows: int, most: int) -> int:
     return 1 + min(5, int(6 * sqrt(rows / most) - 1e-9))
 
 
-def _ticks_of_views(axis: Any, low: float, high: float, words: Words) -> None:
+def _ticks_of_views(axis: Any, low: Number, high: Number, words: Words) -> None:
     if not words.is_count:
         axis.set_major_locator(_few_ticks())
         axis.set_major_formatter(lambda value, _place: plain_number(value))
@@ -91,7 +91,7 @@ def _tick(views: int) -> str:
     return short(views).replace(".0", "")
 
 
-def _ticks_of_factors(axis: Any, low: float, high: float, words: Words) -> None:
+def _ticks_of_factors(axis: Any, low: Number, high: Number, words: Words) -> None:
     if not words.is_count:
         axis.set_major_formatter(lambda value, _place: plain_number(value))
         return
@@ -105,7 +105,7 @@ def _few_ticks() -> Any:
     return MaxNLocator(nbins=4)
 
 
-def _by_year(entries: Sequence[Mapping[str, Any]], typical: float, words: Words) -> str:
+def _by_year(entries: Sequence[Mapping[str, Any]], typical: Number, words: Words) -> str:
     known = [entry for entry in entries if entry["label"] != "unknown"]
     most = max(entry["rows"] for entry in known)
 
@@ -195,14 +195,14 @@ def _training(curves: Sequence[Mapping[str, Any]]) -> str:
     return drawn("training", "Error on the validation rows by epoch, for each fold", draw)
 
 
-def spread(values: Sequence[float], gap: float) -> list[float]:
+def spread(values: Sequence[Number], gap: Number) -> list[Number]:
     """The values moved up as far as needed to be at least `gap` apart, in their order.
 
     >>> spread([1.0, 5.0, 1.1], 0.5)
     [1.0, 5.0, 1.5]
     """
-    moved = list(values)
-    least = -inf
+    moved: list[Number] = list(values)
+    least: Number = -inf
     for at in sorted(range(len(moved)), key=moved.__getitem__):
         moved[at] = max(moved[at], least)
         least = moved[at] + gap
@@ -220,7 +220,7 @@ def _training_weights(curves: Sequence[Mapping[str, Any]], colours: Mapping[str,
     return drawn("training_weights", "Weight of each modality by epoch, one line per fold", draw)
 
 
-def bar_share(value: float, most: float) -> str:
+def bar_share(value: Number, most: Number) -> str:
     """The width of a bar as a CSS percentage.
 
     >>> bar_share(1.0, 4.0), bar_share(1.0, 0.0)

@@ -156,6 +156,6 @@ def _curve(epochs: Sequence[Mapping[str, Any]], fold: int) -> dict[str, Any]:
         "fold": fold,
         "epoch": [record["epoch"] for record in own],
         "val_msle": [record[f"fold_{fold}/val/msle"] for record in own],
-        "train_loss": [record[f"fold_{fold}/train/loss_epoch"] for record in own],
-        "weights": {modality: [record[prefix + modality] for record in own] for modality in modalities},
+        "train_loss": [record.get(f"fold_{fold}/train/loss_epoch") for record in own],
+        "weights": {modality: [record.get(prefix + modality) for record in own] for modality in modalities},
     }

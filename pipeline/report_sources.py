@@ -177,12 +177,12 @@ def find_videos(config: DatasetConfig, files: RunFiles, notices: Notices) -> Vid
 def _tell_changes(table: VideoTable, row_of: Int64[np.ndarray, " video"], files: RunFiles, notices: Notices) -> None:
     there = row_of >= 0
     if gone := int((~there).sum()):
-        notices(f"{gone:,} of the run's {len(row_of):,} videos are no longer in the dataset.")
+        notices(f"Of the run's {len(row_of):,} videos, no longer in the dataset: {gone:,}.")
     if new := len(table) - int(there.sum()):
-        notices(f"{new:,} videos in the dataset were not there when the run was trained.")
+        notices(f"Videos in the dataset that were not there when the run was trained: {new:,}.")
     if table.views is not None and there.any():
         log_views = files.target.to_log(table.views[row_of[there]].astype(np.float64))
         if changed := int((~np.isclose(log_views, files.oof.log_views[there], rtol=1e-9)).sum()):
             notices(
-                f"The views of {changed:,} videos have changed since: every number here is of the views trained on."
+                f"Videos whose views have changed since: {changed:,}. Every number is of the views trained on."
             )

@@ -84,7 +84,7 @@ def _for_page(svg: str, label: str) -> str:
     return re.sub(r"\s*\n\s*", "\n", _FONT.sub("var(--font)", coloured)).strip()
 
 
-def nice_factors(low: float, high: float, most: int = 7) -> list[float]:
+def nice_factors(low: int | float, high: int | float, most: int = 7) -> list[float]:
     """Round factors whose logarithms lie between `low` and `high`, at most so many.
 
     >>> nice_factors(log(0.4), log(6))
@@ -99,7 +99,7 @@ def nice_factors(low: float, high: float, most: int = 7) -> list[float]:
     return found[:: -(-len(found) // most)]
 
 
-def _between(steps: Sequence[float], low: float, high: float) -> list[float]:
+def _between(steps: Sequence[float], low: int | float, high: int | float) -> list[float]:
     powers = range(floor(low / log(10)) - 1, floor(high / log(10)) + 2)
     values = [float(f"{step:g}e{power}") for power in powers for step in steps]
     return [value for value in values if low <= log(value) <= high]

@@ -12,6 +12,9 @@ import numpy as np
 from features.texts import cleaned
 from heads.targets import Target
 
+Number = int | float
+"""What JSON gives."""
+
 NBSP = "\u00a0"
 MAX_SHOWN_CHARACTERS = 160
 
@@ -35,7 +38,7 @@ def _is_harmless(char: str) -> bool:
     return char in _JOINERS or unicodedata.category(char) not in {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 
-def count(number: int | float) -> str:
+def count(number: Number) -> str:
     """A whole number with its thousands apart.
 
     >>> count(12345)
@@ -44,7 +47,7 @@ def count(number: int | float) -> str:
     return f"{number:,.0f}"
 
 
-def short(number: int | float) -> str:
+def short(number: Number) -> str:
     """A number of views in two or three digits.
 
     >>> [short(number).replace(NBSP, " ") for number in (7, 999.6, 1_234, 45_678, 340_000, 15_685_415_432)]
@@ -57,7 +60,7 @@ def short(number: int | float) -> str:
     return f"{number:.0f}"
 
 
-def factor(value: float) -> str:
+def factor(value: Number) -> str:
     """A factor in two digits or so; a small one as a divisor.
 
     >>> [factor(value).replace(NBSP, " ") for value in (1.84, 23.4, 0.7, 0.0025, 4321.0)]
@@ -65,10 +68,12 @@ def factor(value: float) -> str:
     """
     if value < 0.01:
         return f"÷{_digits(1 / value)}" if value > 0 else "÷∞"
+    if value < 0.1:
+        return f"×{value:.2g}"
     return f"×{value:.2f}" if value < 0.995 else f"×{_digits(value)}"
 
 
-def percent(share: float | None) -> str:
+def percent(share: Number | None) -> str:
     """A share in whole per cent.
 
     >>> percent(0.367).replace(NBSP, " ")
@@ -77,7 +82,7 @@ def percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.0f}{NBSP}%".replace("-", "−")
 
 
-def decimal(value: float | None, digits: int = 2) -> str:
+def decimal(value: Number | None, digits: int = 2) -> str:
     """A number with so many decimals; a dash where there is none.
 
     >>> decimal(3.31749), decimal(None)
@@ -86,7 +91,7 @@ def decimal(value: float | None, digits: int = 2) -> str:
     return "–" if value is None else f"{value:,.{digits}f}".replace("-", "−")
 
 
-def signed(value: float, digits: int = 2) -> str:
+def signed(value: Number, digits: int = 2) -> str:
     """A number with its sign.
 
     >>> signed(0.5), signed(-0.25)
@@ -95,7 +100,7 @@ def signed(value: float, digits: int = 2) -> str:
     return f"{value:+,.{digits}f}".replace("-", "−")
 
 
-def plain_number(value: float) -> str:
+def plain_number(value: Number) -> str:
     """Any number in three digits.
 
     >>> [plain_number(value) for value in (423764.05, -2.5, 0.01234)]
@@ -106,7 +111,7 @@ def plain_number(value: float) -> str:
     return told.replace("-", "−")
 
 
-def age(years: float) -> str:
+def age(years: Number) -> str:
     """An age in its own unit.
 
     >>> [age(years).replace(NBSP, " ") for years in (0.04, 0.4, 1.96, 12.0)]
@@ -119,7 +124,7 @@ def age(years: float) -> str:
     return f"{_digits(years)}{NBSP}years"
 
 
-def between_ages(low: float | None, high: float | None) -> str:
+def between_ages(low: Number | None, high: Number | None) -> str:
     """A bin of ages.
 
     >>> between_ages(None, 2.0).replace(NBSP, " "), between_ages(2.0, None).replace(NBSP, " ")
@@ -173,7 +178,7 @@ class Words:
         """Whether a difference in log units is a factor."""
         return self.target.kind == "log1p"
 
-    def views(self, log_views: float) -> str:
+    def views(self, log_views: Number) -> str:
         """Views of a place on the log scale.
 
         >>> Words(Target("log1p")).views(np.log1p(1_234_000)).replace(NBSP, " "), Words(Target("none")).views(-2.5)
@@ -181,9 +186,9 @@ class Words:
         """
         if not self.is_count:
             return plain_number(log_views)
-        return short(float(self.target.from_log(np.array([log_views]))[0]))
+        return short(float(self.target.from_log(np.array([float(log_views)]))[0]))
 
-    def effect(self, contribution: float) -> str:
+    def effect(self, contribution: Number) -> str:
         """What a contribution does to a prediction.
 
         >>> Words(Target("log1p")).effect(np.log(1.8)), Words(Target("none")).effect(-0.5)
@@ -193,7 +198,7 @@ class Words:
             return factor(_exp(contribution))
         return ("" if contribution < 0 else "+") + plain_number(contribution)
 
-    def miss(self, error: float) -> str:
+    def miss(self, error: Number) -> str:
         """How far a prediction is off, and which way.
 
         >>> Words(Target("log1p")).miss(-np.log(3.4)).replace(NBSP, " ")
@@ -202,7 +207,7 @@ class Words:
         size = f"{_digits(_exp(abs(error)))}{NBSP}times" if self.is_count else plain_number(abs(error))
         return f"{size} {'too high' if error > 0 else 'too low'}"
 
-    def typical(self, rmse: float) -> str:
+    def typical(self, rmse: Number) -> str:
         """The typical size of an error.
 
         >>> Words(Target("log1p")).typical(np.log(6.2)).replace(NBSP, " "), Words(Target("none")).typical(0.5)
@@ -210,7 +215,7 @@ class Words:
         """
         return f"a factor of{NBSP}{_digits(_exp(rmse))}" if self.is_count else plain_number(rmse)
 
-    def measure(self, value: float, digits: int = 4) -> str:
+    def measure(self, value: Number, digits: int = 4) -> str:
         """A measure of error with enough digits to tell runs apart.
 
         >>> Words(Target("log1p")).measure(3.31746), Words(Target("none")).measure(35_279_313_413.0)
@@ -218,7 +223,7 @@ class Words:
         """
         return decimal(value, digits) if self.is_count else plain_number(value)
 
-    def times(self, rmse: float) -> str:
+    def times(self, rmse: Number) -> str:
         """The same in a table.
 
         >>> Words(Target("log1p")).times(np.log(6.2)), Words(Target("none")).times(0.5)
@@ -227,12 +232,12 @@ class Words:
         return f"×{_digits(_exp(rmse))}" if self.is_count else plain_number(rmse)
 
 
-def _digits(value: float) -> str:
+def _digits(value: Number) -> str:
     """Two digits, and zeros for the rest."""
     if value < 9.95:
         return f"{value:.1f}"
     return f"{float(f'{value:.2g}'):,.0f}"
 
 
-def _exp(value: float) -> float:
+def _exp(value: Number) -> float:
     return math.exp(min(value, 700.0))
