@@ -1,6 +1,7 @@
 """Numbers, charts and pictures become one HTML page that needs nothing else and runs nothing."""
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -63,6 +64,7 @@ def modality_name(modality: str) -> str:
     return f"{name} ({tag})" if tag else name
 
 
+@lru_cache(maxsize=2)
 def _environment(words: Words) -> Environment:
     environment = Environment(
         loader=PackageLoader("pipeline"),

@@ -183,6 +183,4 @@ def _tell_changes(table: VideoTable, row_of: Int64[np.ndarray, " video"], files:
     if table.views is not None and there.any():
         log_views = files.target.to_log(table.views[row_of[there]].astype(np.float64))
         if changed := int((~np.isclose(log_views, files.oof.log_views[there], rtol=1e-9)).sum()):
-            notices(
-                f"Videos whose views have changed since: {changed:,}. Every number is of the views trained on."
-            )
+            notices(f"Videos whose views have changed since: {changed:,}. Every number is of the views trained on.")

@@ -21,9 +21,7 @@ def world(tmp_path, cache_world, fake_encoder):
 
 def cases_of(world, told=None):
     files, notices = world.files(), Notices(told or Told())
-    return extremes(
-        files, find_videos(world.config, files, notices), find_caches(world.work, files, notices), notices
-    )
+    return extremes(files, find_videos(world.config, files, notices), find_caches(world.work, files, notices), notices)
 
 
 def test_the_worst_come_first_each_way(world):

@@ -14,7 +14,6 @@ from heads.folds import from_table
 from pipeline.report_caches import Cache
 from pipeline.report_neighbours import nearest
 
-
 SHARD = 4
 
 

@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.report_numbers import numbers_of, reliability
-from pipeline.report_sources import OofTable, Videos, find_videos
-from pipeline.report_sources import Notices
+from pipeline.report_sources import Notices, OofTable, Videos, find_videos
 from tests.pipeline.report_world import N_VIDEOS, ReportWorld, Told
 
 

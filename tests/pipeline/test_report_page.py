@@ -67,8 +67,7 @@ def html(world):
 
 def test_a_hostile_title_is_words(html):
     reader = Reader(html)
-    assert not {"script", "iframe", "object", "embed", "form", "link", "base", "b", "i"} & (set(reader.tags) - {"b", "i"})
-    assert "script" not in reader.tags
+    assert not {"script", "iframe", "object", "embed", "form", "link", "base", "img"} & set(reader.tags)
     assert not [name for name, _ in reader.attributes if name.startswith("on")]
     assert "<script>alert(1)</script>" in "".join(reader.words)
     assert "{{ 7 * 7 }}" in "".join(reader.words)

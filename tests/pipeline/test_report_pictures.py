@@ -29,7 +29,9 @@ def opened(uri: str) -> Image.Image:
 
 def cases_of(*videos, neighbours=()):
     return {"over": [{"video": video, "neighbours": {}} for video in videos], "under": []} | (
-        {"under": [{"video": videos[0], "neighbours": {m: [{"video": v}] for m, v in neighbours}}]} if neighbours else {}
+        {"under": [{"video": videos[0], "neighbours": {m: [{"video": v}] for m, v in neighbours}}]}
+        if neighbours
+        else {}
     )
 
 
