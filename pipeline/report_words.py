@@ -79,7 +79,7 @@ def percent(share: Number | None) -> str:
     >>> percent(0.367).replace(NBSP, " ")
     '37 %'
     """
-    return "–" if share is None else f"{100 * share:.0f}{NBSP}%".replace("-", "−")
+    return "–" if share is None else f"{round(100 * share)}{NBSP}%".replace("-", "−")
 
 
 def decimal(value: Number | None, digits: int = 2) -> str:
@@ -127,14 +127,15 @@ def age(years: Number) -> str:
 def between_ages(low: Number | None, high: Number | None) -> str:
     """A bin of ages.
 
-    >>> between_ages(None, 2.0).replace(NBSP, " "), between_ages(2.0, None).replace(NBSP, " ")
-    ('under 2.0 years', 'over 2.0 years')
+    >>> [between_ages(*ends).replace(NBSP, " ") for ends in ((None, 2.0), (2.0, 4.5), (0.5, 2.0), (4.5, None))]
+    ['under 2.0 years', '2.0–4.5 years', '6 months to 2.0 years', 'over 4.5 years']
     """
     if low is None and high is None:
         return "unknown"
     if low is None or high is None:
         return f"over {age(low)}" if low is not None else f"under {age(high or 0.0)}"
-    return f"{age(low)} to {age(high)}"
+    (first, unit), (last, other) = (age(end).split(NBSP) for end in (low, high))
+    return f"{first}–{last}{NBSP}{unit}" if unit == other else f"{age(low)} to {age(high)}"
 
 
 def said(value: Any) -> str:

@@ -42,8 +42,9 @@ def test_the_score_is_that_of_the_validated_rows_of_oof_csv(world):
         assert score[name]["typical_factor"] == pytest.approx(math.exp(math.sqrt((errors**2).mean())))
         assert score[name]["share_within_factor_2"] == pytest.approx((errors.abs() <= math.log(2)).mean())
         assert score[name]["bias"] == pytest.approx(errors.mean())
-    assert score["constant"] == {"msle": 4.0, "rmse": 2.0, "typical_factor": pytest.approx(math.e**2)}
-    assert score["explained"] == pytest.approx(1 - score["final"]["msle"] / 4)
+        assert score[name]["median_size"] == pytest.approx(errors.abs().median())
+    assert score["constant"] == {"msle": 16.0, "rmse": 4.0, "typical_factor": pytest.approx(math.e**4)}
+    assert score["explained"] == pytest.approx(1 - score["final"]["msle"] / 16)
 
 
 def test_a_target_that_is_no_count_has_no_factor(tmp_path):

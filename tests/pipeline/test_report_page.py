@@ -111,6 +111,13 @@ def test_the_verdict_is_in_words(world, html):
     assert "a constant" in html
 
 
+def test_a_model_that_is_no_better_than_a_constant_is_told_so(world):
+    assert "does no better" not in page_of(world)
+    world.final = world.final + 5
+    world.write_run()
+    assert "<strong>this model does no better</strong>" in page_of(world)
+
+
 def test_harder_splits_are_part_of_the_verdict_and_easier_ones_are_not(world):
     world.write_run(diagnostics={"linear_msle_by_split": {"kfold": 1.0, "group": 9.0, "time": 1.0}})
     lead = page_of(world).partition('class="lead"')[2].partition("</p>")[0]
