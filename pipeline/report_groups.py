@@ -81,10 +81,11 @@ def _bin_ends(edges: Float64[np.ndarray, " edge"], label: int | str) -> dict[str
 
 def age_effect_of(files: RunFiles, ages: Float64[np.ndarray, " video"] | None) -> list[dict[str, Any]]:
     """The age curve of a run; empty where it does not look at ages, or they are not known."""
-    places = [place for place, source in enumerate(files.sources) if source.kind == "age"]
-    if ages is None or not places:
+    names = [source.modality for source in files.sources if source.kind == "age"]
+    if ages is None or not names:
         return []
-    return age_effect(files.oof, files.oof.contributions[places[0]], ages, files.run.n_folds)
+    contribution = files.oof.contributions[files.oof.terms.index(names[0])]
+    return age_effect(files.oof, contribution, ages, files.run.n_folds)
 
 
 def age_effect(

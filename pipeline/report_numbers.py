@@ -43,7 +43,7 @@ def numbers_of(files: RunFiles, videos: Videos | None) -> dict[str, Any]:
     }
 
 
-OPTIONAL = ("seeds", "sweep")
+OPTIONAL = ("seeds", "sweep", "near_duplicates")
 """Parts of metrics.json that only some runs have; they are shown as they are."""
 
 

@@ -26,13 +26,14 @@ NAMES = {
     "words": "words",
     "title": "title",
     "description": "description",
+    "joint": "what they do together",
 }
 
 
 def page(numbers: Mapping[str, Any], pictures: Mapping[int, str]) -> str:
     """The whole page; every text from outside is escaped by the template engine, and charts hold none."""
     words = Words(Target(numbers["run"]["target"]))
-    told = {**numbers, "colours": colours(numbers["run"]["modalities"])}
+    told = {**numbers, "colours": colours(list(numbers["modalities"]))}
     template = _environment(words).get_template(TEMPLATE)
     return template.render(**told, words=words, charts=charts(told, words), pictures=pictures) + "\n"
 
@@ -71,7 +72,7 @@ def _environment(words: Words) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    names = ("plain_text", "count", "percent", "decimal", "signed", "said", "flat")
+    names = ("plain_text", "count", "percent", "decimal", "signed", "said", "flat", "tables")
     environment.filters |= {name: getattr(report_words, name) for name in names}
     spoken = ("views", "effect", "miss", "typical", "times", "measure")
     environment.filters |= {name: getattr(words, name) for name in spoken}

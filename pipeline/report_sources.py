@@ -19,6 +19,8 @@ from pipeline.dataset import TRAIN
 from pipeline.inputs import Source
 from pipeline.runs import Run
 
+CONTRIBUTION = "contribution_"
+
 NEEDED = (
     *("head", "oof_msle_constant", "fold_msle", "fold_msle_final"),
     *("weights", "weights_sd", "fold_weights", "importance"),
@@ -48,7 +50,8 @@ class OofTable:
     log_views: Float64[np.ndarray, " video"]
     best: Float64[np.ndarray, " video"]
     final: Float64[np.ndarray, " video"]
-    contributions: Float64[np.ndarray, "modality video"]  # of best, beside its baseline
+    terms: list[str]  # the modalities, and whatever else a model adds up
+    contributions: Float64[np.ndarray, "term video"]  # of best, beside its baseline
 
     @property
     def validated(self) -> Bool[np.ndarray, " video"]:
@@ -116,14 +119,16 @@ def _metrics(run: Run) -> dict[str, Any]:
 
 
 def _oof(run: Run) -> OofTable:
-    names = ["log_views", "log_pred_best", "log_pred_final"]
-    names += [f"contribution_{modality}" for modality in run.modalities]
+    path = run.verified("oof.csv")
+    header = pd.read_csv(path, nrows=0).columns
+    terms = [name.removeprefix(CONTRIBUTION) for name in header if name.startswith(CONTRIBUTION)]
+    names = ["log_views", "log_pred_best", "log_pred_final", *(CONTRIBUTION + term for term in terms)]
     empty = {name: [""] for name in names}
     types = {"id": str, "fold": np.int32} | dict.fromkeys(names, np.float64)
-    frame = pd.read_csv(run.verified("oof.csv"), dtype=types, keep_default_na=False, na_values=empty)
+    frame = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=empty)
     log_views, best, final, *contributions = (frame[name].to_numpy() for name in names)
     ids, fold_of = frame["id"].tolist(), frame["fold"].to_numpy()
-    return OofTable(ids, fold_of, log_views, best, final, np.stack(contributions))
+    return OofTable(ids, fold_of, log_views, best, final, terms, np.stack(contributions))
 
 
 @dataclass(frozen=True, eq=False)

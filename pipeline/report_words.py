@@ -168,6 +168,20 @@ def flat(mapping: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     return lines
 
 
+def tables(value: Any) -> list[tuple[str, list[Mapping[str, Any]]]]:
+    """The lists of mappings that a JSON value is, or holds by name: each is told best as a table.
+
+    >>> tables({"rows": 3, "tried": [{"lr": 0.1}]}), tables([{"lr": 0.1}]), tables("none")
+    ([('tried', [{'lr': 0.1}])], [('', [{'lr': 0.1}])], [])
+    """
+    parts = value.items() if isinstance(value, Mapping) else [("", value)]
+    return [(name, part) for name, part in parts if _is_table(part)]
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(row, Mapping) for row in value)
+
+
 @dataclass(frozen=True)
 class Words:
     """How numbers of the log scale are told: as views and factors, or as they are where the target is no count."""

@@ -1,5 +1,7 @@
 """The largest misses, with their reasons, against a sort of oof.csv."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -56,6 +58,16 @@ def test_the_first_two_each_way_have_neighbours_in_every_encoded_modality(world)
                 assert len(found) == 3
                 assert all(world.fold[other["video"]] != world.fold[case["video"]] for other in found)
                 assert [other["cosine"] for other in found] == sorted((o["cosine"] for o in found), reverse=True)
+
+
+def test_terms_that_are_no_modality_are_part_of_the_sum(world):
+    record = world.work.run("hand") / "run.json"
+    document = json.loads(record.read_text())
+    document["modalities"] = ["image", "text"]  # a run whose third term is no modality
+    record.write_text(json.dumps(document))
+    for case in cases_of(world)["over"]:
+        assert list(case["contributions"]) == ["image", "text", "age"]
+        assert case["baseline"] == pytest.approx(BASELINE)
 
 
 def test_without_dataset_and_cache_the_reasons_are_still_there(world):

@@ -26,7 +26,8 @@ def groups(world):
 def oof_of(folds, errors) -> OofTable:
     n, errors = len(folds), np.array(errors, np.float64)
     truth = np.zeros(n)
-    return OofTable([str(row) for row in range(n)], np.array(folds, np.int32), truth, errors, errors, np.zeros((1, n)))
+    ids, folds = [str(row) for row in range(n)], np.array(folds, np.int32)
+    return OofTable(ids, folds, truth, errors, errors, ["age"], np.zeros((1, n)))
 
 
 def test_a_group_is_scored_on_its_own_validated_rows():

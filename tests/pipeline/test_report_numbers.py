@@ -29,7 +29,7 @@ def oof_of(log_views, final) -> OofTable:
     n = len(log_views)
     ids, folds = [str(row) for row in range(n)], np.zeros(n, np.int32)
     values = [np.array(column, np.float64) for column in (log_views, final, final)]
-    return OofTable(ids, folds, *values, np.zeros((1, n)))
+    return OofTable(ids, folds, *values, ["age"], np.zeros((1, n)))
 
 
 def test_the_score_is_that_of_the_validated_rows_of_oof_csv(world):

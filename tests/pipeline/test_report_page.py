@@ -137,6 +137,21 @@ def test_notices_are_on_the_page(world):
     assert "<li>no thumbnails &amp; no cache</li>" in page_of(world, notices=["no thumbnails & no cache"])
 
 
+def test_a_part_with_a_list_of_mappings_has_a_table_and_the_rest_beside_it(world):
+    sweep = {"chosen": {"lr": 0.1}, "configurations": [{"lr": 0.1, "oof_msle": 2.5}, {"lr": 0.2, "oof_msle": 3.5}]}
+    section = page_of(world, other={"sweep": sweep}).partition(">Sweep<")[2].partition("</section>")[0]
+    assert "<caption>configurations</caption>" in section
+    assert re.findall(r"<td>([^<]*)</td>", section) == ["0.1", "2.5", "0.2", "3.5"]
+    assert re.findall(r"<dt>([^<]*)</dt><dd>([^<]*)</dd>", section) == [("chosen lr", "0.1")]
+
+
+def test_a_term_that_is_no_modality_has_its_bar(tmp_path):
+    world = ReportWorld(tmp_path, modalities=("image", "joint"))
+    world.write_run()
+    card = page_of(world).partition('<article class="card">')[2].partition("</article>")[0]
+    assert "what they do together" in card
+
+
 @pytest.mark.parametrize("value", [[{"seed": 1, "msle": 2.0}], {"best": {"lr": 0.1}}, "none", []])
 def test_parts_that_only_some_runs_have_are_shown_whatever_they_hold(world, value):
     assert ">Sweep<" in page_of(world, other={"sweep": value})
