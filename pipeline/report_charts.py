@@ -159,9 +159,14 @@ def _coverage(levels: Sequence[Mapping[str, Any]]) -> str:
             axes.axhline(level["level"], color=colour, linewidth=1.0, linestyle=(0, (4, 3)))
             places = range(len(shares))
             axes.bar(
-                places, [2 * size for size in chance], bottom=[level["level"] - size for size in chance],
-                width=0.55, color=colour, alpha=0.16, linewidth=0,
-            )  # fmt: skip
+                places,
+                [2 * size for size in chance],
+                bottom=[level["level"] - size for size in chance],
+                width=0.55,
+                color=colour,
+                alpha=0.16,
+                linewidth=0,
+            )
             axes.plot(places, shares, color=colour, marker="o", markersize=5, linestyle="none")
         axes.axvline(len(folds) - 0.5, color=GRID, linewidth=1.0)
         axes.grid(visible=False, axis="x")

@@ -45,9 +45,8 @@ def colours(modalities: Sequence[str]) -> dict[str, int]:
     {'image': 0, 'age': 2, 'image@ViT-B-32': 7}
     """
     kinds = [modality.partition("@")[0] for modality in modalities]
-    firsts = [(modality, kind) for place, (modality, kind) in enumerate(zip(modalities, kinds, strict=True))
-              if kind not in kinds[:place]]  # fmt: skip
-    known = {modality: SERIES_OF[kind] for modality, kind in firsts if kind in SERIES_OF}
+    first_of = {kind: modality for kind, modality in reversed(list(zip(kinds, modalities, strict=True)))}
+    known = {modality: SERIES_OF[kind] for kind, modality in first_of.items() if kind in SERIES_OF}
     spare = (index for index in reversed(range(SERIES)) if index not in known.values())
     return {modality: known[modality] if modality in known else next(spare, 0) for modality in modalities}
 
@@ -72,7 +71,7 @@ def _environment(words: Words) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    names = ("plain_text", "count", "percent", "decimal", "signed", "said", "flat", "tables")
+    names = ("plain_text", "count", "percent", "decimal", "said", "flat", "tables")
     environment.filters |= {name: getattr(report_words, name) for name in names}
     spoken = ("views", "effect", "miss", "typical", "times", "measure")
     environment.filters |= {name: getattr(words, name) for name in spoken}

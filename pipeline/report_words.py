@@ -91,15 +91,6 @@ def decimal(value: Number | None, digits: int = 2) -> str:
     return "–" if value is None else f"{value:,.{digits}f}".replace("-", "−")
 
 
-def signed(value: Number, digits: int = 2) -> str:
-    """A number with its sign.
-
-    >>> signed(0.5), signed(-0.25)
-    ('+0.50', '−0.25')
-    """
-    return f"{value:+,.{digits}f}".replace("-", "−")
-
-
 def plain_number(value: Number) -> str:
     """Any number in three digits.
 
