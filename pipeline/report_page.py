@@ -45,7 +45,7 @@ def colours(modalities: Sequence[str]) -> dict[str, int]:
     {'image': 0, 'age': 2, 'image@ViT-B-32': 7}
     """
     kinds = [modality.partition("@")[0] for modality in modalities]
-    first_of = {kind: modality for kind, modality in reversed(list(zip(kinds, modalities, strict=True)))}
+    first_of = dict(reversed(list(zip(kinds, modalities, strict=True))))
     known = {modality: SERIES_OF[kind] for kind, modality in first_of.items() if kind in SERIES_OF}
     spare = (index for index in reversed(range(SERIES)) if index not in known.values())
     return {modality: known[modality] if modality in known else next(spare, 0) for modality in modalities}
