@@ -20,6 +20,7 @@ from pipeline.config import (
     DemoConfig,
     ExtractConfig,
     PruneConfig,
+    ReportConfig,
     ScoreConfig,
     StatusConfig,
     SubmitConfig,
@@ -37,7 +38,7 @@ app = typer.Typer(
     name="vp",
     help=(
         "Predict how many views a YouTube video gets, from its thumbnail, title, description and age. "
-        "The usual order: extract, train-heads, submit. Try `vp demo` first."
+        "The usual order: extract, train-heads, submit, report. Try `vp demo` first."
     ),
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -165,6 +166,14 @@ def submit(config: SubmitConfig, console: Console) -> Outcome:
     return stage(config, console)
 
 
+@command(ReportConfig)
+def report(config: ReportConfig, console: Console) -> Outcome:
+    """Write one self-contained HTML page on a run, and its numbers as JSON."""
+    from pipeline.report import report as stage
+
+    return stage(config, console)
+
+
 @command(ScoreConfig)
 def score(config: ScoreConfig, console: Console) -> Outcome:
     """Score a submission against true views."""
@@ -199,7 +208,7 @@ def prune(config: PruneConfig, console: Console) -> Outcome:
 
 @command(DemoConfig)
 def demo(config: DemoConfig, console: Console) -> Outcome:
-    """Draw a small dataset, run extract, train-heads and submit on it; offline, in about a minute."""
+    """Draw a small dataset, run extract, train-heads, submit and report on it; offline, in about a minute."""
     from pipeline.demo import demo as stage
 
     return stage(config, console)

@@ -114,6 +114,14 @@ class PruneConfig(WorkFolderConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReportConfig(WorkConfig):
+    """`vp report`."""
+
+    run: Annotated[str, "run to report on (default: the only run there is)"] = ""
+    out: Annotated[Path | None, "file of the page (default: report.html in the run's folder)"] = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ScoreConfig:
     """`vp score`."""
 
@@ -132,6 +140,7 @@ CONFIG_OF: dict[str, type] = {
     "extract": ExtractConfig,
     "train-heads": TrainHeadsConfig,
     "submit": SubmitConfig,
+    "report": ReportConfig,
     "score": ScoreConfig,
     "status": StatusConfig,
     "verify": VerifyConfig,

@@ -1,14 +1,15 @@
-"""`vp demo`: draw a small dataset with a known rule, then extract, train-heads, submit and score on it, offline."""
+"""`vp demo`: draw a small dataset with a known rule, then extract, train-heads, submit, score and report, offline."""
 
 import shlex
 import time
 from pathlib import Path
 
 from features.progress import Progress
-from pipeline.config import DemoConfig, ExtractConfig, ScoreConfig, SubmitConfig, TrainHeadsConfig
+from pipeline.config import DemoConfig, ExtractConfig, ReportConfig, ScoreConfig, SubmitConfig, TrainHeadsConfig
 from pipeline.drawn_dataset import draw_dataset
 from pipeline.extract import extract
 from pipeline.outcome import Outcome, table
+from pipeline.report import report
 from pipeline.score import score
 from pipeline.submit import submit
 from pipeline.train_heads import train_heads
@@ -36,10 +37,11 @@ def demo(config: DemoConfig, progress: Progress) -> Outcome:
     trained = train_heads(
         TrainHeadsConfig(data=data, work=work, model=(TINY,), lr=LEARNING_RATE, batch_size=BATCH), progress
     )
-    submitted = submit(SubmitConfig(data=data, work=work), progress)
+    metrics = trained.facts
+    submitted = submit(SubmitConfig(data=data, work=work, run=(metrics["run"],)), progress)
     path = Path(submitted.facts["path"])
     scored = score(ScoreConfig(submission=path, truth=data / "test_views.csv"), progress)
-    metrics = trained.facts
+    reported = report(ReportConfig(data=data, work=work, run=metrics["run"]), progress)
     lines = [["modality", "weight found", "spread over folds", "weight in the rule"]]
     for modality, weight in metrics["weights"].items():
         spread = f"±{metrics['weights_sd'][modality]:.2f}"
@@ -50,9 +52,9 @@ def demo(config: DemoConfig, progress: Progress) -> Outcome:
     errors.append(["the submission, on the test videos", f"{scored.facts['msle']:.2f}"])
     errors.append(["the noise in the rule: nobody can do better", f"{rule.noise**2:.2f}"])
     files = [["dataset", data], ["embeddings", work / "embeddings" / TINY], ["run", work / "runs" / metrics["run"]]]
-    files.append(["submission", path])
+    files += [["submission", path], ["report", reported.facts["path"]]]
     facts = {"seconds": time.monotonic() - start, "extract": extracted.facts, "train_heads": metrics}
-    facts |= {"submit": submitted.facts, "score": scored.facts, "rule": vars(rule)}
+    facts |= {"submit": submitted.facts, "score": scored.facts, "report": reported.facts, "rule": vars(rule)}
     places = f"--data {shlex.quote(str(data))} --work {shlex.quote(str(work))}"
     following = f"vp train-heads {places} --modalities text,age --name no_image"
     summary = [*table(errors), "", *table(lines), "", *(f"{name:<11} {path}" for name, path in files)]

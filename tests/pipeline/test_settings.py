@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import cli
 from features.errors import UsageError
-from pipeline.config import CONFIG_OF, ExtractConfig, SubmitConfig, TrainHeadsConfig
+from pipeline.config import CONFIG_OF, ExtractConfig, SubmitConfig, TrainHeadsConfig, WorkConfig
 from pipeline.settings import load, options_of, parse, repeated_flags, to_plain
 
 
@@ -69,6 +69,8 @@ VALUES = [
     ("submit --checkpoint", "final", '"final"', "final"),
     ("submit --space", "views", '"views"', "views"),
     ("submit --sample", "a folder/s.csv", '"a folder/s.csv"', Path("a folder/s.csv")),
+    ("report --run", "auto", '"auto"', "auto"),
+    ("report --out", "a page.html", '"a page.html"', Path("a page.html")),
     ("demo --out", "demo/../x", '"demo/../x"', Path("demo/../x")),
 ]
 
@@ -204,8 +206,7 @@ def test_without_file_and_flags_everything_is_at_its_default(vp_toml, command):
 @pytest.mark.parametrize("command", CONFIG_OF)
 def test_keys_above_all_tables_count_for_every_command_that_knows_them(vp_toml, command):
     vp_toml.write_text('data = "videos"\nsep = ";"\n[demo]\nout = "elsewhere"\n')
-    reading = {"extract", "train-heads", "submit", "status", "verify"}
-    reads_the_dataset = {"data": Path("videos"), "sep": ";"} if command in reading else {}
+    reads_the_dataset = {"data": Path("videos"), "sep": ";"} if issubclass(CONFIG_OF[command], WorkConfig) else {}
     draws_its_own = {"out": Path("elsewhere")} if command == "demo" else {}
     assert loaded(command) == CONFIG_OF[command](**reads_the_dataset, **draws_its_own)
 
