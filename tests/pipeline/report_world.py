@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from features.cache import make_cache
 from features.config import DatasetConfig
 from features.progress import Silent
 from features.store import EmbeddingStore
@@ -81,10 +80,10 @@ class ReportWorld:
             pixels = np.full((size[1], size[0], 3), rng.integers(0, 256, 3), np.uint8)
             Image.fromarray(pixels).save(folder / f"{id_}.jpg", "PNG")
 
-    def embed(self, recipe) -> EmbeddingStore:
-        """A cache named `fake`; `recipe` is what conftest's worlds make."""
+    def embed(self, make) -> EmbeddingStore:
+        """A cache named `fake`; `make` is that of one of conftest's worlds."""
         folder = self.work.cache("fake", "train_val")
-        make_cache(folder, read_videos(self.config, "train_val"), recipe, Silent())
+        make(folder=folder, table=read_videos(self.config, "train_val"))
         store = EmbeddingStore.open(folder)
         self.encoders = {"fake": store.plan.encoder}
         return store

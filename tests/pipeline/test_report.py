@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,7 @@ def world(tmp_path, cache_world, fake_encoder, monkeypatch):
     world = ReportWorld(tmp_path / "here")
     world.write_dataset()
     world.paint()
-    world.embed(cache_world.recipe(fake_encoder()))
+    world.embed(partial(cache_world.make, fake_encoder()))
     world.write_run()
     monkeypatch.chdir(tmp_path / "here")
     return world

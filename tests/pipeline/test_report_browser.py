@@ -1,6 +1,7 @@
 """The page in a real browser: it renders, asks for nothing, and fits a phone."""
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ def page_path(tmp_path, cache_world, fake_encoder) -> Path:
     world.channels = ["UC" + "w" * 70] * 30 + ["c"] * 30
     world.write_dataset()
     world.paint(size=(320, 180))
-    world.embed(cache_world.recipe(fake_encoder()))
+    world.embed(partial(cache_world.make, fake_encoder()))
     splits = {
         "kfold": 1.0,
         "group": 9.0,

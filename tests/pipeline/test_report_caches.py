@@ -1,5 +1,7 @@
 """What a cache still tells of a run that was trained on it."""
 
+from functools import partial
+
 import pytest
 
 from features.status import Status
@@ -14,7 +16,7 @@ def world(tmp_path, cache_world, fake_encoder):
     world.write_dataset()
     world.paint()
     (world.data / "train_val" / "id-03.jpg").unlink()
-    world.embed(cache_world.recipe(fake_encoder()))
+    world.embed(partial(cache_world.make, fake_encoder()))
     world.write_run()
     return world
 

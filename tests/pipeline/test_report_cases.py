@@ -1,6 +1,7 @@
 """The largest misses, with their reasons, against a sort of oof.csv."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ def world(tmp_path, cache_world, fake_encoder):
     world = ReportWorld(tmp_path / "report")
     world.write_dataset()
     world.paint()
-    world.embed(cache_world.recipe(fake_encoder()))
+    world.embed(partial(cache_world.make, fake_encoder()))
     world.write_run()
     return world
 

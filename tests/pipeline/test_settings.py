@@ -302,7 +302,7 @@ def test_own_options_come_first_and_an_overridden_one_comes_once():
     [
         ("extract --model", "TEXT", "ViT-L-14"),
         ("extract --gpus", "A,B,...", ""),
-        ("extract --precision", "auto|fp32|bf16|fp16", "auto"),
+        ("extract --precision", "auto|fp32|bf16|fp16|int8", "auto"),
         ("extract --batch-size", "N", "auto"),
         ("extract --max-bad", "X", "0.01"),
         ("extract --work", "PATH", "work"),
