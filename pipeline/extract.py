@@ -20,7 +20,7 @@ from features.videos import VideoTable
 from pipeline.config import ExtractConfig
 from pipeline.dataset import TRAIN, Dataset, read_dataset
 from pipeline.devices import auto_precision, choose_device, device_name
-from pipeline.int8_gate import INT8, int8_record
+from pipeline.int8_gate import int8_record
 from pipeline.outcome import Outcome, table
 from pipeline.settings import repeated_flags
 from pipeline.workspace import Workspace
@@ -52,8 +52,16 @@ def extract(config: ExtractConfig, progress: Progress) -> Outcome:
     earlier = {videos.split: _earlier_plan(workspace.cache(tag, videos.split)) for videos in dataset.tables}
     encoder = _resolve(config, workspace, next(filter(None, earlier.values()), None), progress)
     kinds = _readable(config, encoder, kinds, progress)
-    known = [plan for plan in earlier.values() if plan]
-    measured = int8_record(encoder, kinds, dataset.train, known, progress) if config.precision == INT8 else {}
+    device = choose_device(config.device, config.gpus)
+    measured = int8_record(
+        encoder,
+        kinds,
+        dataset.train,
+        precision=config.precision,
+        device=device,
+        earlier=earlier.values(),
+        progress=progress,
+    )
     summaries = {}
     for videos in dataset.tables:
         recipe = _recipe(config, encoder, kinds, earlier[videos.split], measured)
