@@ -62,7 +62,7 @@ def extract(config: ExtractConfig, progress: Progress) -> Outcome:
     kinds = _readable(config, encoder, kinds, progress)
     recipe = _recipe(config, encoder, {kind: encoder.dim[kind] for kind in kinds}, earlier, devices[0])
     if recipe.semantic["precision"] == INT8:
-        measured = int8_record(encoder, kinds, dataset.train, earlier, progress)
+        measured = int8_record(encoder, kinds, dataset.train, device=devices[0], earlier=earlier, progress=progress)
         recipe = replace(recipe, environment={**recipe.environment, **measured})
     summaries = {}
     with _workers(config, encoder, recipe, devices, progress) as workers:

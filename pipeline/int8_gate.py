@@ -19,23 +19,30 @@ SAMPLE_ROWS = 64
 
 
 def int8_record(
-    encoder: EncoderConfig, kinds: Sequence[str], videos: VideoTable, earlier: CachePlan | None, progress: Progress
+    encoder: EncoderConfig,
+    kinds: Sequence[str],
+    videos: VideoTable,
+    *,
+    device: str,
+    earlier: CachePlan | None,
+    progress: Progress,
 ) -> dict[str, str]:
     """How near vectors in 8 bits are to those in fp32, ready for a manifest: from an earlier plan, else measured.
 
     Raises
     ------
     UsageError
-        Not near enough; the message has the numbers.
+        Not near enough (the message has the numbers), or the device is a GPU.
     """
     if earlier is not None and RECORD in earlier.environment:
         return {RECORD: earlier.environment[RECORD]}
     from features.families import load_encoder  # noqa: PLC0415 - imports torch and transformers
-    from features.quantised import measured_agreement, quantise, require_agreement  # noqa: PLC0415 - as above
+    from features.quantised import measured_agreement, require_agreement  # noqa: PLC0415 - as above
 
-    pixels, texts = _sample(encoder, kinds, videos)
+    quantised = load_encoder(encoder, kinds, device, INT8)
     exact = load_encoder(encoder, kinds, "cpu", "fp32")
-    found = measured_agreement(exact, quantise(exact), pixels=pixels, texts=texts)
+    pixels, texts = _sample(encoder, kinds, videos)
+    found = measured_agreement(exact, quantised, pixels=pixels, texts=texts)
     require_agreement(found, encoder.tag)
     for kind, agreement in found.items():
         progress.note(
