@@ -73,7 +73,6 @@ def read_oof(run: Run) -> SavedOutOfFold:
         dtype={"id": str},
         keep_default_na=False,  # an id may be NA
         na_values={name: [""] for name in numbers},
-        float_precision="round_trip",
     )
     added = [name for name in numbers if name.startswith(PREFIX)]
     columns = {name: frame[name].to_numpy(np.float64) for name in numbers if name != "fold"}

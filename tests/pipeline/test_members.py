@@ -36,7 +36,8 @@ class Line:
         self.at_birth, self.per_year = at_birth, per_year
 
     modalities = ("age",)
-    weights = raw_weights = standardisation = baseline = to_arrays = to_metadata = None  # a member has them as well
+    weights = raw_weights = standardisation = baseline = None  # a member has these as well
+    to_arrays = to_metadata = dict
 
     def predict(self, inputs):
         return self.at_birth + self.contributions(inputs)[0]
