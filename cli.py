@@ -15,7 +15,16 @@ from typing import Annotated, Any
 
 import typer
 
-from pipeline.config import CONFIG_OF, DemoConfig, ExtractConfig, ScoreConfig, SubmitConfig, TrainHeadsConfig
+from pipeline.config import (
+    CONFIG_OF,
+    CompareConfig,
+    DemoConfig,
+    ExtractConfig,
+    PredictConfig,
+    ScoreConfig,
+    SubmitConfig,
+    TrainHeadsConfig,
+)
 from pipeline.console import Console
 from pipeline.errors import EXPECTED_ERRORS, exit_code
 from pipeline.outcome import Outcome
@@ -59,11 +68,13 @@ def command(config_class: type) -> Callable[[Stage], Stage]:
 
 def _parameter(option: Option) -> inspect.Parameter:
     """A field as a typer option; the value stays text here, because `pipeline.settings` parses it."""
-    flag = f"--{option.key}"
+    flag = option.flag
     text = f"{option.help} [{option.shown_default}]" if option.shown_default else option.help
     kind: Any
     if option.type is bool:
         kind, declaration = bool | None, typer.Option(f"{flag}/--no-{option.key}", help=text, show_default=False)
+    elif option.positional:
+        kind, declaration = list[str] | None, typer.Argument(help=text, metavar=f"{flag}...", show_default=False)
     else:
         kind = list[str] | None if option.repeatable else str | None
         declaration = typer.Option(flag, help=text, metavar=option.shown_type, show_default=False)
@@ -151,6 +162,25 @@ def train_heads(config: TrainHeadsConfig, console: Console) -> Outcome:
 def submit(config: SubmitConfig, console: Console) -> Outcome:
     """Combine the members of a run into a submission for test.csv."""
     from pipeline.submit import submit as stage
+
+    return stage(config, console)
+
+
+@command(PredictConfig)
+def predict(config: PredictConfig, console: Console) -> Outcome:
+    """Score thumbnails and titles that are not in the dataset: which does better, by how much, and why.
+
+    Percentiles are among what the run predicts of its training videos out of fold, as if they were as old.
+    """
+    from pipeline.predict import predict as stage
+
+    return stage(config, console)
+
+
+@command(CompareConfig)
+def compare(config: CompareConfig, console: Console) -> Outcome:
+    """Tell whether one run predicts better than another on the same videos, and where."""
+    from pipeline.compare import compare as stage
 
     return stage(config, console)
 

@@ -1,10 +1,10 @@
 """The out-of-fold predictions that a run keeps, and whether those of several runs can be held side by side."""
 
+import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Bool, Float64, Int32, Int64
 
 from features.errors import CacheError
@@ -64,28 +64,27 @@ class SavedOutOfFold:
 def read_oof(run: Run) -> SavedOutOfFold:
     """Read a run's `oof.csv`, its bytes checked; CacheError where it is not the run's, or lacks a column."""
     path = run.verified("oof.csv")
-    names = list(pd.read_csv(path, nrows=0).columns)
+    with path.open(newline="", encoding="utf-8") as file:
+        names, *rows = csv.reader(file)  # and not pandas, which takes longer to import than most of these to read
     if missing := [name for name in FIXED if name not in names]:
         raise CacheError(f"{path} lacks the columns {', '.join(missing)}: run `vp train-heads` again")
-    numbers = names[1:]
-    frame = pd.read_csv(
-        path,
-        dtype={"id": str},
-        keep_default_na=False,  # an id may be NA
-        na_values={name: [""] for name in numbers},
-    )
-    added = [name for name in numbers if name.startswith(PREFIX)]
-    columns = {name: frame[name].to_numpy(np.float64) for name in numbers if name != "fold"}
+    columns = dict(zip(names, zip(*rows, strict=True), strict=True))
+    added = [name for name in names if name.startswith(PREFIX)]
     return SavedOutOfFold(
         run=run.name,
-        ids=frame["id"].tolist(),
-        fold_of=frame["fold"].to_numpy(np.int32),
-        log_views=columns["log_views"],
-        best=columns["log_pred_best"],
-        final=columns["log_pred_final"],
+        ids=columns["id"],
+        fold_of=np.array(columns["fold"], dtype=np.int32),
+        log_views=_numbers(columns["log_views"]),
+        best=_numbers(columns["log_pred_best"]),
+        final=_numbers(columns["log_pred_final"]),
         modalities=[name.removeprefix(PREFIX) for name in added],
-        contributions=np.array([columns[name] for name in added]).reshape(len(added), len(frame)),
+        contributions=np.array([_numbers(columns[name]) for name in added]).reshape(len(added), len(rows)),
     )
+
+
+def _numbers(cells: Sequence[str]) -> Float64[np.ndarray, " video"]:
+    """Cells as numbers, NaN where one is empty."""
+    return np.array([cell or "nan" for cell in cells], dtype=np.float64)
 
 
 def side_by_side(tables: Sequence[SavedOutOfFold]) -> list[SavedOutOfFold]:
