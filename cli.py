@@ -74,7 +74,7 @@ def _parameter(option: Option) -> inspect.Parameter:
     if option.type is bool:
         kind, declaration = bool | None, typer.Option(f"{flag}/--no-{option.key}", help=text, show_default=False)
     elif option.positional:
-        kind, declaration = list[str] | None, typer.Argument(help=text, metavar=f"{flag}...", show_default=False)
+        kind, declaration = list[str] | None, typer.Argument(help=text, metavar=flag, show_default=False)
     else:
         kind = list[str] | None if option.repeatable else str | None
         declaration = typer.Option(flag, help=text, metavar=option.shown_type, show_default=False)

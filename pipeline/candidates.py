@@ -22,8 +22,8 @@ UNDATED = Published(NOT_A_TIME, 0, "")
 class Candidate:
     """One video to score; what is empty was not given, and counts as the mean of the training videos.
 
-    `image` is a thumbnail, or why one that was given cannot be used. Without date and year a video is as old as 0 at the run's reference
-    date, and what its day would add counts as the mean.
+    `image` is a thumbnail, or why one that was given cannot be used. Without date and year the age is 0 at the run's
+    reference date, and nothing is said of month, weekday and hour.
     """
 
     image: Path | Status | None = None

@@ -35,11 +35,6 @@ def predict(config: PredictConfig, progress: Progress) -> Outcome:
     )
     if config.csv is not None:
         return predict_table(config, config.csv, predictor, progress)
-    if config.channel and not has_split(config, TRAIN):
-        raise UsageError(
-            f"--channel compares with the training videos of the channel, but {config.data} holds no {TRAIN}.csv: "
-            "name the dataset with --data"
-        )
     predictions = predictor.predict(
         images=config.image,
         titles=config.title,
@@ -78,5 +73,7 @@ def _notes(config: PredictConfig, predictor: Predictor, predictions: Sequence[Pr
     if AGE in kinds and config.date is None and config.year is None:
         day = str(predictor.reference).partition("T")[0]
         yield f"no --date: age 0 at {day}, the reference date of the run"
-    if config.channel and predictions[0].percentile_in_channel is None:
+    if config.channel and not has_split(config, TRAIN):
+        yield f"{config.data} holds no {TRAIN}.csv: no percentile within the channel (name the dataset with --data)"
+    elif config.channel and predictions[0].percentile_in_channel is None:
         yield f"no training video is of the channel {config.channel!r}: it counts as a new one"

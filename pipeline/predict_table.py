@@ -141,9 +141,9 @@ def _numbers(prediction: Prediction) -> list[object]:
 
 
 def _plain(cell: str) -> str:
-    """A cell on one line that no spreadsheet takes for a formula (OWASP, CSV injection).
+    r"""A cell on one line that no spreadsheet takes for a formula (OWASP, CSV injection).
 
-    >>> _plain("=1+1"), _plain("two\\nlines")
+    >>> _plain("=1+1"), _plain("two\nlines")
     ("'=1+1", 'two lines')
     """
     text = " ".join(cell.split())

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from features.config import DatasetConfig
-from features.videos import read_videos
+from features.videos import has_split, read_videos
 from pipeline.dataset import TRAIN
 from pipeline.inputs import AGE
 from pipeline.oof import SavedOutOfFold, read_oof
@@ -32,12 +32,12 @@ class Standing:
         """Percentile of each prediction among all training videos, and among those of its channel.
 
         `without_age` are predictions of the best epoch less what the age adds; a channel "" is none, and the dataset is
-        read only if there is one. None where no training video is of the channel.
+        read only if there is one. None where no training video is of the channel, or the dataset is not there.
 
         Raises
         ------
         DataError
-            A channel is given, and the dataset cannot be read.
+            A channel is given, and the dataset breaks a rule.
         """
         everyone = np.sort(self._without_age)
         of_channel = {channel: np.sort(self._of(channel)) for channel in dict.fromkeys(channels) if channel}
@@ -71,6 +71,8 @@ class Standing:
     @cached_property
     def _channels(self) -> list[str]:
         """The channel of each of these videos, from the dataset; "" for one that is no longer there."""
+        if not has_split(self._dataset, TRAIN):
+            return [""] * len(self._oof.ids)
         videos = read_videos(self._dataset, TRAIN, target_must_be_non_negative=False)
         channel_of = dict(zip(videos.ids, videos.channel, strict=True))
         return [channel_of.get(id_, "") for id_ in self._oof.ids]

@@ -20,7 +20,7 @@ def test_every_command_is_described(name):
 
 @pytest.mark.parametrize("name", CONFIG_OF)
 def test_every_option_of_a_command_is_described(name):
-    flags = {f"--{option.key}" for option in options_of(CONFIG_OF[name]) if not option.only_in_file}
+    flags = {o.flag for o in options_of(CONFIG_OF[name]) if not (o.only_in_file or o.positional)}
     assert flags <= set(re.findall(r"--[a-z][a-z0-9-]+", README))
 
 
