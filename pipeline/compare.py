@@ -54,7 +54,9 @@ def compare(config: CompareConfig, progress: Progress) -> Outcome:
     over_channels = mean_interval(better_by, labels.cluster_of) if labels.n_clusters > 1 else None
     if over_channels is not None and over_channels.clusters < FEW_CHANNELS:
         progress.warn(f"only {over_channels.clusters} channels: the interval over channels is rough")
-    verdict = _verdict(one.run, other.run, over_videos, over_channels) if better_by.any() else _ALIKE.format(*config.runs)
+    verdict = (
+        _verdict(one.run, other.run, over_videos, over_channels) if better_by.any() else _ALIKE.format(*config.runs)
+    )
     groups = {"year": labels.groups(labels.year), "channel": labels.groups(labels.channel)}
     facts = _facts(one, other, config, better_by) | {
         "same_folds": not difference,

@@ -91,18 +91,16 @@ class PredictConfig(WorkConfig):
 
     image: Annotated[tuple[str, ...], "thumbnail to score, with every --title; may be repeated", REPEATABLE] = ()
     title: Annotated[tuple[str, ...], "title to score; may be repeated", REPEATABLE] = ()
-    description: Annotated[str | None, "description, the same for all"] = None
+    description: Annotated[str, "description, the same for all"] = ""
     date: Annotated[Day | None, "day of publication (default: age 0 at the run's reference date)"] = None
     year: Annotated[int | None, "year of publication, where the day is not known"] = None
-    channel: Annotated[
-        str | None, "channel, as the dataset names it; adds the percentile among its training videos"
-    ] = None
+    channel: Annotated[str, "channel, as the dataset names it; adds the percentile among its training videos"] = ""
     csv: Annotated[
         Path | None, "score the rows of this file: image (relative to it), title, description, date, year, channel"
     ] = None
     root: Annotated[Path | None, "with --csv: folder that no image may lie outside of (default: the file's own)"] = None
     out: Annotated[Path | None, "with --csv: write the results to this file (default: stdout)"] = None
-    run: Annotated[str | None, "run to predict with (default: the only run there is)"] = None
+    run: Annotated[str, "run to predict with (default: the only run there is)"] = ""
     model: Annotated[
         tuple[str, ...], "the encoder of the run, where it is a local folder (default: found by its name)", REPEATABLE
     ] = ()

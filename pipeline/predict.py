@@ -31,23 +31,28 @@ def predict(config: PredictConfig, progress: Progress) -> Outcome:
     """
     _refuse_mixed(config)
     predictor = Predictor.open(
-        work=config.work, run=config.run, dataset=config, model=config.model, device=config.device, progress=progress
+        work=config.work,
+        run=config.run or None,
+        dataset=config,
+        model=config.model,
+        device=config.device,
+        progress=progress,
     )
     if config.csv is not None:
         return predict_table(config, config.csv, predictor, progress)
     predictions = predictor.predict(
         images=config.image,
         titles=config.title,
-        description=config.description or "",
+        description=config.description,
         date=config.date,
         year=config.year,
-        channel=config.channel or "",
+        channel=config.channel,
     )
     for note in _notes(config, predictor, predictions):
         progress.note(note)
     verdict = sentence(predictions, predictor.standing.chance_of_order)
     facts = {"run": predictor.run.name, "verdict": verdict, "results": [one.to_dict() for one in predictions]}
-    return Outcome([*ranking(predictions, config.channel or ""), "", verdict], facts)
+    return Outcome([*ranking(predictions, config.channel), "", verdict], facts)
 
 
 def _refuse_mixed(config: PredictConfig) -> None:

@@ -48,14 +48,7 @@ class Prediction:
 
     @property
     def factors(self) -> dict[str, float]:
-        """Modality -> by what it multiplies 1 + views; where the target is no count, what it adds.
-
-        >>> both = {"views": 9.0, "interval_50": (5, 20), "interval_90": (1, 90), "percentile": 50.0, "baseline": 4.0}
-        >>> Prediction(
-        ...     image="a.jpg", title="", **both, percentile_in_channel=None, log_views=2.3, contributions={"age": 0.0}
-        ... ).factors
-        {'age': 1.0}
-        """
+        """Modality -> by what it multiplies 1 + views; where the target is no count, what it adds."""
         if self.target != "log1p":
             return dict(self.contributions)
         return {modality: float(np.exp(added)) for modality, added in self.contributions.items()}

@@ -69,6 +69,9 @@ VALUES = [
     ("submit --checkpoint", "final", '"final"', "final"),
     ("submit --space", "views", '"views"', "views"),
     ("submit --sample", "a folder/s.csv", '"a folder/s.csv"', Path("a folder/s.csv")),
+    ("predict --date", "2024-02-29", "2024-02-29", date(2024, 2, 29)),
+    ("predict --channel", "auto", '"auto"', "auto"),
+    ("compare --runs", ["a", "b"], '["a", "b"]', ("a", "b")),
     ("demo --out", "demo/../x", '"demo/../x"', Path("demo/../x")),
 ]
 
@@ -204,7 +207,8 @@ def test_without_file_and_flags_everything_is_at_its_default(vp_toml, command):
 @pytest.mark.parametrize("command", CONFIG_OF)
 def test_keys_above_all_tables_count_for_every_command_that_knows_them(vp_toml, command):
     vp_toml.write_text('data = "videos"\nsep = ";"\n[demo]\nout = "elsewhere"\n')
-    reads_the_dataset = {"data": Path("videos"), "sep": ";"} if command in {"extract", "train-heads", "submit"} else {}
+    readers = {"extract", "train-heads", "submit", "predict", "compare"}
+    reads_the_dataset = {"data": Path("videos"), "sep": ";"} if command in readers else {}
     draws_its_own = {"out": Path("elsewhere")} if command == "demo" else {}
     assert loaded(command) == CONFIG_OF[command](**reads_the_dataset, **draws_its_own)
 
