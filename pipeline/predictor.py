@@ -127,6 +127,7 @@ class Predictor:
         ]
         best = Explained.by(self._members("best"), seen.inputs)
         standing = self.standing.percentiles(best.without(AGE), [one.channel.strip() for one in candidates])
+        statuses = seen.image_status.tolist()
         views, baseline = self._views(explained.log_views), self._views(np.array([explained.baseline]))[0]
         return [
             Prediction(
@@ -141,7 +142,7 @@ class Predictor:
                 log_views=float(explained.log_views[row]),
                 contributions=dict(zip(explained.modalities, explained.contributions[:, row].tolist(), strict=True)),
                 target=self.target.kind,
-                status=_image_status(candidate, seen.image_status[row]),
+                status=_image_status(candidate, statuses[row]),
             )
             for row, candidate in enumerate(candidates)
         ]
@@ -168,7 +169,7 @@ class Predictor:
 
 def _image_status(candidate: Candidate, status: int) -> str:
     """What is wrong with an image; none at all is not wrong."""
-    return OK if candidate.image is None else Status(int(status)).label
+    return OK if candidate.image is None else Status(status).label
 
 
 def _check_given(images: Sequence[str | Path], titles: Sequence[str], date: Day | None, year: int | None) -> None:
