@@ -1,5 +1,6 @@
 """Videos that may not exist yet, and what the heads of a run see of them."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from features.texts import cleaned
 from heads.inputs import AnyBlock, Block, Inputs
 from pipeline.inputs import AGE, CHANNEL, WORDS, Source, age_block, channel_block, words_block
 from pipeline.run_encoders import RunEncoders
+
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 UNDATED = Published(NOT_A_TIME, 0, "")
 
@@ -36,6 +39,11 @@ class Candidate:
     def source(self) -> Path | Status:
         """The image as an encoder reads it."""
         return Status.MISSING if self.image is None else self.image
+
+    @property
+    def channel_name(self) -> str:
+        """The channel as a table of videos would hold it."""
+        return _LONE_SURROGATE.sub("\ufffd", self.channel.strip())
 
     @property
     def has_text(self) -> bool:
@@ -90,7 +98,7 @@ def _from_words_and_dates(source: Source, candidates: Sequence[Candidate], refer
         years = np.array([_year(candidate.published, reference) for candidate in candidates], np.int32)
         return age_block(source.modality, published, years, reference)
     if source.kind == CHANNEL:
-        return channel_block(source.modality, [candidate.channel.strip() for candidate in candidates])
+        return channel_block(source.modality, [candidate.channel_name for candidate in candidates])
     if source.kind != WORDS:
         raise ValueError(f"a modality without an encoder is {AGE}, {CHANNEL} or {WORDS}, given {source.kind}")
     from features.words import count_words  # noqa: PLC0415 - scikit-learn, which only words need

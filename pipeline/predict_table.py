@@ -146,5 +146,5 @@ def _plain(cell: str) -> str:
     >>> _plain("=1+1"), _plain("two\nlines")
     ("'=1+1", 'two lines')
     """
-    text = " ".join(cell.split())
+    text = " ".join(cell.encode("utf-8", "replace").decode().split())  # half an emoji has no place in a UTF-8 file
     return f"'{text}" if text.startswith(_FORMULA) else text

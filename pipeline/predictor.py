@@ -126,7 +126,7 @@ class Predictor:
             for band in self._bands
         ]
         best = Explained.by(self._members("best"), seen.inputs)
-        standing = self.standing.percentiles(best.without(AGE), [one.channel.strip() for one in candidates])
+        standing = self.standing.percentiles(best.without(AGE), [one.channel_name for one in candidates])
         statuses = seen.image_status.tolist()
         views, baseline = self._views(explained.log_views), self._views(np.array([explained.baseline]))[0]
         return [

@@ -75,3 +75,9 @@ def test_images_are_looked_at_although_no_modality_reads_them(tmp_path):
 @pytest.mark.parametrize(("title", "description", "has_text"), [("", "", False), (" \0", "\n", False), ("", "x", True)])
 def test_a_text_needs_a_word(title, description, has_text):
     assert Candidate(title=title, description=description).has_text is has_text
+
+
+def test_a_channel_is_named_as_a_table_would_hold_it():
+    assert Candidate(channel=" cats \ud83d ").channel_name == "cats \ufffd"
+    block = look_at([Candidate(channel="\udcff")], SOURCES[1:2], NO_ENCODER, REFERENCE).inputs.block("channel")
+    assert block.present.all()
