@@ -22,6 +22,7 @@ from pipeline.dataset import read_dataset
 from pipeline.oof import NotComparableError, SavedOutOfFold, other_folds, read_oof, side_by_side
 from pipeline.outcome import Outcome, table
 from pipeline.runs import Run, open_run
+from pipeline.settings import repeated_flags
 from pipeline.workspace import Workspace
 
 _ALIKE = "{} and {} are equally far off on every video"
@@ -65,7 +66,9 @@ def compare(config: CompareConfig, progress: Progress) -> Outcome:
         "verdict": verdict,
     }
     facts |= {f"by_{name}": _by(rows_of, one, other, config) for name, rows_of in groups.items()}
-    return Outcome([*_told(facts, one.run, other.run), "", verdict], facts)
+    named = " ".join(f"--run {name}" for name in config.runs)
+    following = f"vp submit {named} --method weighted_mean{repeated_flags(config)}"
+    return Outcome([*_told(facts, one.run, other.run), "", verdict], facts, following)
 
 
 def _refuse_other_questions(runs: Sequence[Run]) -> None:

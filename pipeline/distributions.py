@@ -53,11 +53,12 @@ class Distribution:
 class Shift:
     """A submission beside the videos that taught it; medians of ages in years, NaN where nothing is known.
 
-    `effects` are the mean contributions of each modality over the submitted videos, which are about 0 over the
-    training videos: what the modality shifts the level by.
+    `out_of_fold` are the predictions of `run` for the training videos. `effects` are the mean contributions of each
+    modality over the submitted videos, which are about 0 over the training videos: what shifts the level.
     """
 
     submission: Distribution
+    run: str
     out_of_fold: Distribution
     training: Distribution
     effects: Mapping[str, float]
@@ -84,7 +85,7 @@ class Shift:
     def table(self) -> list[str]:
         """The lines that are printed of it."""
         columns = (self.submission, self.out_of_fold, self.training)
-        lines = [["", "submission", "out of fold", "training videos"]]
+        lines = [["", "submission", f"{self.run} out of fold", "training videos"]]
         lines.append(["median", *(_shown(column.median, self.target) for column in columns)])
         lines.append(["spread (sd, log)", *(f"{column.sd:.2f}" for column in columns)])
         if self.target.kind == "log1p":

@@ -190,6 +190,7 @@ def _shift(
     ages = [_median(videos.ages_years(reference)) for videos in (ensemble.videos, ensemble.dataset.train)]
     return Shift(
         submission=Distribution.of(log_views, target),
+        run=run.name,
         out_of_fold=Distribution.of(oof.at(config.checkpoint)[oof.validated], target),
         training=Distribution.of(oof.log_views, target),
         effects=weighted_effects(members.effects, _shares(weights, len(members.names))),

@@ -29,6 +29,7 @@ def shift(level, effects, *, spread=1.0, target="log1p", age=0.5):
     kind = Target(target)
     return Shift(
         submission=Distribution.of(submission - np.median(submission) + np.median(training) + level, kind),
+        run="run",
         out_of_fold=Distribution.of(predicted, kind),
         training=Distribution.of(training, kind),
         effects=effects,

@@ -83,7 +83,8 @@ def test_everything_that_differs_is_told_at_once():
     with pytest.raises(NotComparableError) as told:
         side_by_side([one, two])
     assert str(told.value) == (
-        "runs one and two cannot be compared: 1 videos are only in one (first: x); 2 videos are only in two (first: y); "
-        "1 videos have other views (first: b); 1 videos have a fold in one run and none in the other (first: c); "
+        "runs one and two cannot be compared: 1 videos are only in one (first: x); "
+        "2 videos are only in two (first: y); 1 videos have other views (first: b); "
+        "1 videos have a fold in one run and none in the other (first: c); "
         "train both on the same dataset, with the same --split, --folds and --target"
     )

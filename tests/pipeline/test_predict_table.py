@@ -9,11 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from typer.testing import CliRunner
 
 import cli
 from features import durable
+from features.csv_rows import open_csv
+from features.status import Status
 from pipeline import predict_table as stage
 from pipeline.drawn_dataset import draw_dataset
 from pipeline.predictor import Predictor
@@ -65,34 +69,45 @@ def predicted(*arguments):
 
 
 @pytest.mark.parametrize(
-    ("image", "title", "date", "status", "scored"),
+    ("cells", "status", "scored"),
     [
-        ("deeper/a.jpg", "a title", "2024-01-01", "ok", True),
-        ("deeper/a.jpg", "", "", "ok", True),
-        ("", "a title", "", "ok", True),
-        ("bad.jpg", "a title", "", "unidentified", True),
-        ("bad.jpg", "", "", "unidentified", False),
-        ("gone.jpg", "a title", "", "missing", True),
-        ("gone.jpg", "", "someday", "missing+bad_date", False),
-        ("", "a title", "1066-10-14", "date_out_of_range", True),
-        ("", "a title", "2999-01-01", "ok", True),
-        ("fifo.jpg", "a title", "", "unreadable", True),
-        ("deeper", "a title", "", "unreadable", True),
-        ("link.jpg", "a title", "", "outside_root", True),
-        ("../outside.jpg", "a title", "", "outside_root", True),
-        ("/etc/passwd", "a title", "", "outside_root", True),
-        ("x" * 5000, "a title", "", "unreadable", True),
-        ("", "", "", "nothing_given", False),
-        (" ", " ", "2020", "bad_date+nothing_given", False),
+        (["deeper/a.jpg", "a title", "2024-01-01"], "ok", True),
+        (["deeper/a.jpg", "", ""], "ok", True),
+        (["", "a title", ""], "ok", True),
+        (["bad.jpg", "a title", ""], "unidentified", True),
+        (["bad.jpg", "", ""], "unidentified", False),
+        (["gone.jpg", "a title", ""], "missing", True),
+        (["gone.jpg", "", "someday"], "missing+bad_date", False),
+        (["", "a title", "1066-10-14"], "date_out_of_range", True),
+        (["", "a title", "2999-01-01"], "ok", True),
+        (["fifo.jpg", "a title", ""], "unreadable", True),
+        (["deeper", "a title", ""], "unreadable", True),
+        (["link.jpg", "a title", ""], "outside_root", True),
+        (["../outside.jpg", "a title", ""], "outside_root", True),
+        (["/etc/passwd", "a title", ""], "outside_root", True),
+        (["x" * 5000, "a title", ""], "unreadable", True),
+        (["", "", ""], "nothing_given", False),
+        ([" ", " ", "2020"], "bad_date+nothing_given", False),
     ],
 )
-def test_a_row_has_numbers_or_a_reason(job, image, title, date, status, scored):
-    write([[image, title, date, "", "x"]])
+def test_a_row_has_numbers_or_a_reason(job, cells, status, scored):
+    write([[*cells, "", "x"]])
     ((row,), result) = predicted()
     assert list(row) == HEADER
     assert row["status"] == status
     assert all((cell != "") == scored for name, cell in row.items() if name in HEADER[4:10])
     assert (f"1 of 1 rows have something that cannot be used: 1 {status}" in result.stderr) == (status != "ok")
+
+
+@given(
+    st.lists(st.sampled_from(["..", ".", "deeper", "a.jpg", "link.jpg", "", "~", "\0", "\ud800", "new"]), max_size=6)
+)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_cell_leads_out_of_the_root(job, parts):
+    write([])
+    root = Path("new").resolve()
+    found = stage._image(open_csv(Path("new/c.csv")), root, "/".join(parts))
+    assert found is None or isinstance(found, Status) or (found.is_relative_to(root) and found.is_file())
 
 
 def test_what_cannot_be_used_counts_as_not_given(job):

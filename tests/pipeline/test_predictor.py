@@ -59,13 +59,16 @@ def job(trained, tmp_path, monkeypatch):
 
 def test_candidates_get_what_a_submission_gives_the_same_videos(job):
     videos = read_videos(DatasetConfig(data=Path("dataset")), "test")
+    days, years = videos.published.astype(np.int64).tolist(), videos.year.tolist()
     candidates = [
-        Candidate(title=text.title, description=text.description, published=Published(second, year, ""), channel=channel)
-        for text, second, year, channel in zip(
-            videos.texts(0, len(videos)), videos.published.astype(np.int64).tolist(), videos.year.tolist(), videos.channel,
-            strict=True,
+        Candidate(
+            title=text.title,
+            description=text.description,
+            published=Published(days[row], years[row], ""),
+            channel=videos.channel[row],
         )
-    ]  # fmt: skip
+        for row, text in enumerate(videos.texts(0, len(videos)))
+    ]
     for name in RUNS:
         found = [one.views for one in Predictor.open(run=name).predict_each(candidates)]
         assert vp("submit", "--run", name, "--checkpoint", "final").exit_code == 0

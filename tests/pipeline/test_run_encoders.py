@@ -116,7 +116,7 @@ def test_the_precision_is_the_one_that_the_run_was_trained_in(world, images, pre
 
 def test_other_weights_are_refused_and_not_loaded(world, images):
     make, _, loaded = world
-    with pytest.raises(CacheError, match="was trained on vectors of encoder fake .* has other weights"):
+    with pytest.raises(CacheError, match=r"was trained on vectors of encoder fake .* has other weights"):
         make(weights="others").images("fake", images)
     assert not loaded
 
@@ -161,7 +161,7 @@ def test_several_encoders_are_named_by_their_tags(world, images):
     make, asked, _ = world
     make(models=("./other", "./fake"), tags=("fake", "other")).images("other", images)
     assert asked == [("./other", None)]
-    with pytest.raises(UsageError, match="names ./third, but the encoders of the run are: fake, other"):
+    with pytest.raises(UsageError, match=r"names \./third, but the encoders of the run are: fake, other"):
         make(models=("./third", "./fake"), tags=("fake", "other"))
 
 

@@ -121,7 +121,7 @@ def test_an_ensemble_is_told_beside_each_of_its_runs(job):
     assert lines[5] == f"together, weights fitted on the other folds (nested)  {scores['msle_nested']:.4f}"
     assert lines[6] == f"together, on the rows the weights were fitted on  {scores['msle_together']:.4f}"
     assert scores["msle_together"] <= scores["msle_nested"]
-    assert lines[8].split() == ["submission", "out", "of", "fold", "training", "videos"]
+    assert lines[8].split() == ["submission", "all", "out", "of", "fold", "training", "videos"]
     assert (
         lines[14]
         == "40 videos, weighted_mean of 3 members -> work/submissions/all+old+trees_ensemble_weighted_mean.csv"
