@@ -52,7 +52,7 @@ def compare(config: CompareConfig, progress: Progress) -> Outcome:
     better_by = _squares(one, config) - _squares(other, config)
     labels = _Labels(videos, one.ids)
     over_videos = mean_interval(better_by)
-    over_channels = mean_interval(better_by, labels.cluster_of) if labels.n_clusters > 1 else None
+    over_channels = mean_interval(better_by, labels.cluster_of) if labels.have_clusters else None
     if over_channels is not None and over_channels.clusters < FEW_CHANNELS:
         progress.warn(f"only {over_channels.clusters} channels: the interval over channels is rough")
     verdict = (
@@ -100,13 +100,15 @@ class _Labels:
         keys = [f"channel {name}" if name else f"video {id_}" for name, id_ in zip(self.channel, ids, strict=True)]
         number = {key: place for place, key in enumerate(dict.fromkeys(keys))}
         self.cluster_of = np.array([number[key] for key in keys], dtype=np.int64)
-        self.n_clusters = len(number)
+        self.have_clusters = any(self.channel) and len(number) > 1
 
     @staticmethod
     def groups(labels: Sequence[str]) -> dict[str, Int64[np.ndarray, " row"]]:
         """Label -> its rows."""
-        of_row = np.array(labels, dtype=object)
-        return {label: np.flatnonzero(of_row == label) for label in sorted(set(labels))}
+        rows: dict[str, list[int]] = {}
+        for row, label in enumerate(labels):
+            rows.setdefault(label, []).append(row)
+        return {label: np.array(rows[label], dtype=np.int64) for label in sorted(rows)}
 
 
 def _squares(table_: SavedOutOfFold, config: CompareConfig) -> Float64[np.ndarray, " video"]:

@@ -173,6 +173,8 @@ def _image_status(candidate: Candidate, status: int) -> str:
 
 
 def _check_given(images: Sequence[str | Path], titles: Sequence[str], date: Day | None, year: int | None) -> None:
+    if isinstance(images, str) or isinstance(titles, str):
+        raise UsageError('images and titles are lists, such as images=["a.jpg"]')
     if not images and not titles:
         raise UsageError("give something to score: --image FILE, --title TEXT (each may be repeated), or --csv FILE")
     if any(not cleaned(title).strip() for title in titles):

@@ -39,11 +39,10 @@ class Standing:
         DataError
             A channel is given, and the dataset breaks a rule.
         """
-        everyone = np.sort(self._without_age)
-        of_channel = {channel: np.sort(self._of(channel)) for channel in dict.fromkeys(channels) if channel}
+        own = [self._by_channel.get(channel) if channel else None for channel in channels]
         return [
-            (percentile(value, everyone), percentile(value, own) if own is not None and own.size else None)
-            for value, own in zip(without_age.tolist(), map(of_channel.get, channels), strict=True)
+            (percentile(value, self._everyone), None if rows is None else percentile(value, rows))
+            for value, rows in zip(without_age.tolist(), own, strict=True)
         ]
 
     def chance_of_order(self, log_difference: float) -> float:
@@ -65,23 +64,24 @@ class Standing:
         return without_age
 
     @cached_property
+    def _everyone(self) -> Float64[np.ndarray, " video"]:
+        return np.sort(self._without_age)
+
+    @cached_property
     def _residuals(self) -> Float64[np.ndarray, " video"]:
         return np.sort(self._oof.log_views - self._oof.final)
 
     @cached_property
-    def _channels(self) -> list[str]:
-        """The channel of each of these videos, from the dataset; "" for one that is no longer there."""
+    def _by_channel(self) -> dict[str, Float64[np.ndarray, " video"]]:
+        """The predictions of each channel's videos, increasing; the dataset says whose a video is."""
         if not has_split(self._dataset, TRAIN):
-            return [""] * len(self._oof.ids)
+            return {}
         videos = read_videos(self._dataset, TRAIN, target_must_be_non_negative=False)
         channel_of = dict(zip(videos.ids, videos.channel, strict=True))
-        return [channel_of.get(id_, "") for id_ in self._oof.ids]
-
-    def _of(self, channel: str) -> Float64[np.ndarray, " video"]:
-        own: Float64[np.ndarray, " video"] = self._without_age[
-            np.array([name == channel for name in self._channels], dtype=bool)
-        ]
-        return own
+        groups: dict[str, list[float]] = {}
+        for id_, value in zip(self._oof.ids, self._without_age.tolist(), strict=True):
+            groups.setdefault(channel_of.get(id_, ""), []).append(value)
+        return {channel: np.sort(np.array(values)) for channel, values in groups.items()}
 
 
 def percentile(value: float, ordered: Float64[np.ndarray, " video"]) -> float:

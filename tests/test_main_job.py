@@ -144,6 +144,7 @@ def test_a_submission_has_the_ids_of_the_test_table_in_their_order(trained):
     assert facts.keys() >= {"path", "rows"}
     info = json.loads(Path("work/submissions/clip_multimodal_ensemble_mean_info.json").read_text())
     assert info["members"] == ["fold_0", "fold_1", "fold_2"]
+    assert list(info["caches"]) == ["tiny"]
 
 
 def test_members_are_combined_as_asked(trained):

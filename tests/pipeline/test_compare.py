@@ -73,6 +73,7 @@ def test_the_difference_is_that_of_the_errors_with_an_interval_over_videos_and_o
     assert facts["verdict"] == f"b is better by {squares.mean():.2f} (95 %: {low:.2f} to {high:.2f})"
     assert result.stdout.splitlines()[-2] == facts["verdict"]
     assert facts["same_folds"] is True
+    assert "next: vp submit --run a --run b --method weighted_mean" in result.stderr
 
 
 def test_exchanging_the_runs_exchanges_the_verdict(world):
@@ -171,6 +172,18 @@ def test_a_dataset_that_lacks_the_videos_is_named(world):
     Path("other/train_val.csv").write_text("\n".join(lines[:50]) + "\n")
     result = vp("compare", "a", "b", "--data", "other")
     assert (result.exit_code, "--data" in result.stderr) == (7, True)
+
+
+def test_without_channels_there_is_no_interval_over_them(world):
+    make, _ = world
+    for name, error in (("a", 2.0), ("b", 1.0)):
+        make(name, np.full(N_VIDEOS, error))
+    text = Path("dataset/train_val.csv").read_text()
+    Path("dataset/train_val.csv").write_text(text.replace("channel", "nothing", 1))
+    facts, result = facts_of("a", "b")
+    assert facts["interval_over_channels"] is None
+    assert facts["verdict"] == "b is better by 3.00 (95 %: 3.00 to 3.00)"
+    assert "over channels" not in result.stdout
 
 
 @pytest.mark.parametrize("names", [(), ("a",), ("a", "a"), ("a", "b", "c")])

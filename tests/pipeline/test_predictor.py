@@ -138,6 +138,7 @@ def test_a_date_and_its_year_differ_by_less_than_a_year(job):
     ("given", "error", "said"),
     [
         ({}, UsageError, "give something to score"),
+        ({"images": "a.jpg"}, UsageError, "images and titles are lists"),
         ({"titles": ["good", " "]}, UsageError, "--title must hold a word"),
         ({"titles": ["\0"]}, UsageError, "--title must hold a word"),
         ({"images": [""]}, UsageError, "--image must name a file"),
