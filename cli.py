@@ -17,8 +17,10 @@ import typer
 
 from pipeline.config import (
     CONFIG_OF,
+    CompareConfig,
     DemoConfig,
     ExtractConfig,
+    PredictConfig,
     PruneConfig,
     ReportConfig,
     ScoreConfig,
@@ -70,11 +72,13 @@ def command(config_class: type) -> Callable[[Stage], Stage]:
 
 def _parameter(option: Option) -> inspect.Parameter:
     """A field as a typer option; the value stays text here, because `pipeline.settings` parses it."""
-    flag = f"--{option.key}"
+    flag = option.flag
     text = f"{option.help} [{option.shown_default}]" if option.shown_default else option.help
     kind: Any
     if option.type is bool:
         kind, declaration = bool | None, typer.Option(f"{flag}/--no-{option.key}", help=text, show_default=False)
+    elif option.positional:
+        kind, declaration = list[str] | None, typer.Argument(help=text, metavar=flag, show_default=False)
     else:
         kind = list[str] | None if option.repeatable else str | None
         declaration = typer.Option(flag, help=text, metavar=option.shown_type, show_default=False)
@@ -170,6 +174,25 @@ def submit(config: SubmitConfig, console: Console) -> Outcome:
 def report(config: ReportConfig, console: Console) -> Outcome:
     """Write one self-contained HTML page on a run, and its numbers as JSON."""
     from pipeline.report import report as stage
+
+    return stage(config, console)
+
+
+@command(PredictConfig)
+def predict(config: PredictConfig, console: Console) -> Outcome:
+    """Score thumbnails and titles that are not in the dataset: which does better, by how much, and why.
+
+    Percentiles are among what the run predicts of its training videos out of fold, as if they were as old.
+    """
+    from pipeline.predict import predict as stage
+
+    return stage(config, console)
+
+
+@command(CompareConfig)
+def compare(config: CompareConfig, console: Console) -> Outcome:
+    """Tell whether one run predicts better than another on the same videos, and where."""
+    from pipeline.compare import compare as stage
 
     return stage(config, console)
 

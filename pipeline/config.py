@@ -12,6 +12,11 @@ from features.config import DatasetConfig
 from heads.config import HeadsConfig
 
 REPEATABLE = "repeatable"
+POSITIONAL = "positional"
+"""Marks an option that stands on the command line without a flag; a file names it as it does every other."""
+
+Day = date
+"""The type of an option that is itself called `date`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +127,38 @@ class ReportConfig(WorkConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PredictConfig(WorkConfig):
+    """`vp predict`."""
+
+    image: Annotated[tuple[str, ...], "thumbnail to score, with every --title; may be repeated", REPEATABLE] = ()
+    title: Annotated[tuple[str, ...], "title to score; may be repeated", REPEATABLE] = ()
+    description: Annotated[str, "description, the same for all"] = ""
+    date: Annotated[Day | None, "day of publication (default: age 0 at the run's reference date)"] = None
+    year: Annotated[int | None, "year of publication, where the day is not known"] = None
+    channel: Annotated[str, "channel, as the dataset names it; adds the percentile among its training videos"] = ""
+    csv: Annotated[
+        Path | None, "score the rows of this file: image (relative to it), title, description, date, year, channel"
+    ] = None
+    root: Annotated[Path | None, "with --csv: folder that no image may lie outside of (default: the file's own)"] = None
+    out: Annotated[Path | None, "with --csv: write the results to this file (default: stdout)"] = None
+    run: Annotated[str, "run to predict with (default: the only run there is)"] = ""
+    model: Annotated[
+        tuple[str, ...], "the encoder of the run, where it is a local folder (default: found by its name)", REPEATABLE
+    ] = ()
+    device: Annotated[str, "auto, cpu, or cuda"] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig(WorkConfig):
+    """`vp compare`."""
+
+    runs: Annotated[tuple[str, ...], "the two runs to compare", REPEATABLE, POSITIONAL] = ()
+    checkpoint: Annotated[
+        Literal["best", "final"], "final: last epoch, chosen without the rows that score it; best: flatters a little"
+    ] = "final"
+
+
+@dataclass(frozen=True, kw_only=True)
 class ScoreConfig:
     """`vp score`."""
 
@@ -141,6 +178,8 @@ CONFIG_OF: dict[str, type] = {
     "train-heads": TrainHeadsConfig,
     "submit": SubmitConfig,
     "report": ReportConfig,
+    "predict": PredictConfig,
+    "compare": CompareConfig,
     "score": ScoreConfig,
     "status": StatusConfig,
     "verify": VerifyConfig,

@@ -12,6 +12,7 @@ from features.cache import Recipe, make_cache
 from features.embed import Encoder
 from features.encoders import EncoderConfig, cache_tag, resolve_encoder
 from features.errors import UsageError
+from features.families import load_encoder
 from features.plan import MANIFEST, NEXT_MANIFEST, CachePlan, read_plan
 from features.preprocess import cut_thumbnail
 from features.progress import Progress
@@ -184,7 +185,7 @@ def _workers(
     setup = ShardSetup(
         load_encoder=partial(_load_encoder, encoder, str(recipe.semantic["precision"])),
         cut=partial(cut_thumbnail, preprocess=encoder.preprocess),
-        read_prompt=partial(joined, characters=encoder.text.characters) if encoder.text else joined,
+        read_prompt=encoder.text.prompt if encoder.text else joined,
         batch_size=recipe.batch_size,
         in_flight=1 if on_cpu else GPU_BATCHES_IN_FLIGHT,
         feed_threads=config.num_workers or min(feed_threads, MAX_FEED_THREADS),
@@ -195,8 +196,6 @@ def _workers(
 
 def _load_encoder(encoder: EncoderConfig, precision: str, kind: str, device: str) -> Encoder:
     """Load what makes one kind of vector; called in the processes that encode."""
-    from features.families import load_encoder  # noqa: PLC0415 - torch and transformers, which the supervisor does not need
-
     return load_encoder(encoder, [kind], device, precision)
 
 

@@ -3,11 +3,12 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int32, Int64, Shaped, UInt8
 
-from features.dates import calendar_columns
+from features.dates import ages_years, calendar_columns
 from features.errors import CacheError, UsageError
 from features.store import EmbeddingStore
 from features.videos import VideoTable
@@ -101,14 +102,32 @@ def _in_table(videos: VideoTable) -> list[str]:
     return [kind for kind, is_there in there.items() if is_there]
 
 
+def age_block(
+    modality: str,
+    published: Shaped[np.ndarray, " video"],
+    year: Int32[np.ndarray, " video"],
+    reference: np.datetime64,
+) -> Block:
+    """Ages at `reference` in years, and beside them where in year, week and day a video was published."""
+    return Block.scalar(modality, ages_years(published, year, reference), calendar_columns(published))
+
+
+def channel_block(modality: str, names: Sequence[str]) -> Category:
+    """Channels by name; an empty name is no channel."""
+    return Category(modality=modality, codes=_codes(names), present=np.array([bool(name) for name in names], bool))
+
+
+def words_block(modality: str, counts: Any) -> Words:
+    """Hashed words (video, column), sparse; a row without any has no words."""
+    return Words(modality=modality, counts=counts, present=np.diff(counts.indptr) > 0)
+
+
 def _from_table(source: Source, videos: VideoTable, reference: np.datetime64) -> AnyBlock:
     if source.kind == AGE:
-        return Block.scalar(source.modality, videos.ages_years(reference), calendar_columns(videos.published))
+        return age_block(source.modality, videos.published, videos.year, reference)
     if source.kind == CHANNEL:
-        present = np.array([bool(name) for name in videos.channel])
-        return Category(modality=source.modality, codes=_codes(videos.channel), present=present)
-    counts = hashed_words(videos)
-    return Words(modality=source.modality, counts=counts, present=np.diff(counts.indptr) > 0)
+        return channel_block(source.modality, videos.channel)
+    return words_block(source.modality, hashed_words(videos))
 
 
 def _codes(names: Sequence[str]) -> Int64[np.ndarray, " video"]:

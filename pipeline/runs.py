@@ -56,6 +56,10 @@ class Run:
         files = self.part("files")
         return {name: files[name] for name in files if name.startswith("checkpoints/")}
 
+    def digest(self) -> str:
+        """SHA-256 (hex) of run.json, which holds the digest of every other file: equal for equal runs alone."""
+        return _sha256(self.folder / RECORD)
+
     def checkpoint_path(self, fold: int, moment: str) -> Path:
         """Where a member is kept; `moment` is best or final."""
         return checkpoint_path(self.folder, self.name, fold, moment)

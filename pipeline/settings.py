@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from features.errors import UsageError
-from pipeline.config import CONFIG_OF, REPEATABLE, WorkConfig
+from pipeline.config import CONFIG_OF, POSITIONAL, REPEATABLE, WorkConfig
 
 Config = TypeVar("Config")
 
@@ -31,11 +31,17 @@ class Option:
     help: str
     repeatable: bool
     default: Any
+    positional: bool = False
 
     @property
     def key(self) -> str:
         """The name with dashes: `--batch-size` on the command line, `batch-size` in `vp.toml`."""
         return self.name.replace("_", "-")
+
+    @property
+    def flag(self) -> str:
+        """How the command line names it."""
+        return self.key.upper() if self.positional else f"--{self.key}"
 
     @property
     def only_in_file(self) -> bool:
@@ -72,7 +78,7 @@ def options_of(config_class: type) -> list[Option]:
         kind, help_text, *marks = typing.get_args(hints[name])
         default = fields[name].default
         shown = {} if default is dataclasses.MISSING else default
-        options.append(Option(name, kind, help_text, REPEATABLE in marks, shown))
+        options.append(Option(name, kind, help_text, REPEATABLE in marks, shown, POSITIONAL in marks))
     return options
 
 
@@ -100,7 +106,7 @@ def load(config_class: type[Config], section: str, given: Mapping[str, Any], fil
         for key, value in _from_file(path, section, options).items():
             values[key] = parse(options[key], value, f"{key.replace('_', '-')} in {path}")
     for name, value in given.items():
-        values[name] = parse(options[name], value, f"--{options[name].key}")
+        values[name] = parse(options[name], value, options[name].flag)
     try:
         return config_class(**values)
     except ValueError as error:

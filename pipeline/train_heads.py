@@ -29,6 +29,8 @@ from pipeline.dataset import Dataset, read_dataset
 from pipeline.devices import choose_device
 from pipeline.diagnostics import diagnose, told
 from pipeline.inputs import Gathered, Source, choose_sources, gather
+from pipeline.model_card import FILE as MODEL_CARD
+from pipeline.model_card import model_card
 from pipeline.outcome import Outcome, table
 from pipeline.plans import make_plan, tell_duplicates
 from pipeline.runs import building, checkpoint_path, seal
@@ -132,6 +134,7 @@ class _Task:
         _publish_csv(aside / "fold_info.csv", fold_info(training.members))
         _publish_csv(aside / "oof.csv", oof.table(self.videos.ids, self.inputs.modalities))
         durable.publish(aside / "metrics.json", json.dumps(metrics, indent=1) + "\n")
+        durable.publish(aside / MODEL_CARD, model_card(self.config, self.facts(), metrics, self.videos))
         seal(aside, self.facts() | {"created_utc": datetime.now(UTC).isoformat(timespec="seconds")})
 
     def facts(self) -> dict[str, Any]:

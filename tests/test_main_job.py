@@ -144,6 +144,7 @@ def test_a_submission_has_the_ids_of_the_test_table_in_their_order(trained):
     assert facts.keys() >= {"path", "rows"}
     info = json.loads(Path("work/submissions/clip_multimodal_ensemble_mean_info.json").read_text())
     assert info["members"] == ["fold_0", "fold_1", "fold_2"]
+    assert list(info["caches"]) == ["tiny"]
 
 
 def test_members_are_combined_as_asked(trained):
@@ -180,7 +181,9 @@ def test_several_runs_are_weighted_by_their_out_of_fold_predictions(trained):
     result = vp("submit", "--run", "clip_multimodal", "--run", "age", "--method", "weighted_mean", "--json")
     facts = last_json(result)
     assert sum(facts["weights"].values()) == pytest.approx(1)
-    assert facts["stacking"]["oof_msle_in_sample"] <= min(facts["stacking"]["oof_msle_of_each"].values()) + 1e-9
+    scores = facts["out_of_fold"]
+    assert scores["msle_together"] <= min(scores["msle_of_each"].values()) + 1e-9
+    assert f"(nested)  {scores['msle_nested']:.4f}" in result.stdout
     vp("train-heads", "--modalities", "age", "--name", "other", "--seed", "1", *QUICK)
     refused = vp("submit", "--run", "clip_multimodal", "--run", "other", "--method", "weighted_mean")
     assert refused.exit_code == 7

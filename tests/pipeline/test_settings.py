@@ -71,6 +71,9 @@ VALUES = [
     ("submit --sample", "a folder/s.csv", '"a folder/s.csv"', Path("a folder/s.csv")),
     ("report --run", "auto", '"auto"', "auto"),
     ("report --out", "a page.html", '"a page.html"', Path("a page.html")),
+    ("predict --date", "2024-02-29", "2024-02-29", date(2024, 2, 29)),
+    ("predict --channel", "auto", '"auto"', "auto"),
+    ("compare --runs", ["a", "b"], '["a", "b"]', ("a", "b")),
     ("demo --out", "demo/../x", '"demo/../x"', Path("demo/../x")),
 ]
 
