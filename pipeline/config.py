@@ -45,6 +45,7 @@ class ExtractConfig(WorkConfig):
     ] = "auto"
     batch_size: Annotated[int | None, "rows per forward pass (halved where memory runs out)"] = None
     num_workers: Annotated[int | None, "threads that decode thumbnails, in each process"] = None
+    compile: Annotated[bool, "compile the tower of images first: a minute or more, worth it on long GPU runs"] = False
     workers: Annotated[int | None, "processes on the CPU (on GPUs there is one for each)"] = None
     worker_timeout: Annotated[float, "seconds without a word after which a process is taken for hung"] = 600.0
     shard_index: Annotated[int | None, "which part of the shards to make, from 0, when machines share the work"] = None

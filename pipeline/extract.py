@@ -168,7 +168,7 @@ def _recipe(
         precision = earlier.semantic["precision"] if earlier else auto_precision(device)
     return Recipe(
         semantic={**encoder.semantic(), "precision": precision, "stored_as": "float16"},
-        environment=_environment(encoder, device),
+        environment=_environment(encoder, device) | ({"compile": "image tower"} if config.compile else {}),
         dims=dims,
         batch_size=config.batch_size or (earlier.batch_size if earlier else CPU_BATCH if on_cpu else GPU_BATCH),
         rows_per_shard=earlier.rows_per_shard if earlier else CPU_ROWS_PER_SHARD if on_cpu else GPU_ROWS_PER_SHARD,
@@ -183,7 +183,7 @@ def _workers(
     cores_each = max(1, cores() // len(devices))
     feed_threads = 1 + cores_each // CORES_PER_FEED_THREAD if on_cpu else max(1, cores_each - 1)
     setup = ShardSetup(
-        load_encoder=partial(_load_encoder, encoder, str(recipe.semantic["precision"])),
+        load_encoder=partial(_load_encoder, encoder, str(recipe.semantic["precision"]), config.compile),
         cut=partial(cut_thumbnail, preprocess=encoder.preprocess),
         read_prompt=encoder.text.prompt if encoder.text else joined,
         batch_size=recipe.batch_size,
@@ -194,9 +194,9 @@ def _workers(
     return Supervisor(setup, devices, patience_seconds=config.worker_timeout, warn=progress.warn)
 
 
-def _load_encoder(encoder: EncoderConfig, precision: str, kind: str, device: str) -> Encoder:
+def _load_encoder(encoder: EncoderConfig, precision: str, compiled: bool, kind: str, device: str) -> Encoder:
     """Load what makes one kind of vector; called in the processes that encode."""
-    return load_encoder(encoder, [kind], device, precision)
+    return load_encoder(encoder, [kind], device, precision, compiled=compiled)
 
 
 def _environment(encoder: EncoderConfig, device: str) -> dict[str, str]:
