@@ -29,7 +29,7 @@ from pipeline.parts import choose_part
 from pipeline.workspace import Workspace
 
 CPU_BATCH, GPU_BATCH = 32, 256
-CPU_ROWS_PER_SHARD, GPU_ROWS_PER_SHARD = 256, 1024
+CPU_ROWS_PER_SHARD, GPU_ROWS_PER_SHARD = 256, 4096
 """Between seconds and half a minute of work: at most this is lost when a process is killed."""
 
 WORTH_A_BAR_BYTES = 1_000_000
