@@ -62,7 +62,7 @@ def _parameter(option: Option) -> inspect.Parameter:
     flag = f"--{option.key}"
     text = f"{option.help} [{option.shown_default}]" if option.shown_default else option.help
     kind: Any
-    if option.type is bool:
+    if option.is_flag:
         kind, declaration = bool | None, typer.Option(f"{flag}/--no-{option.key}", help=text, show_default=False)
     else:
         kind = list[str] | None if option.repeatable else str | None

@@ -33,6 +33,13 @@ class Chunks(Protocol):
         """The inputs of these rows, in this order, in memory."""
 
 
+def in_memory(chunks: Chunks) -> Inputs:
+    """The inputs, for what needs every row at once; raises TypeError where they come in chunks."""
+    if not isinstance(chunks, Inputs):
+        raise TypeError(f"this needs every row in memory, however it was given {type(chunks).__name__}")
+    return chunks
+
+
 def validated_rows(chunks: Chunks, plan: FoldPlan) -> Iterator[tuple[int, Int64[np.ndarray, " row"], Inputs]]:
     """Every row that some fold validates, once: the fold, the numbers of some of its rows, and their inputs."""
     for rows, inputs in chunks:

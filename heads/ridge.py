@@ -13,7 +13,7 @@ from itertools import accumulate
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
-from heads.chunks import Chunks
+from heads.chunks import Chunks, in_memory
 from heads.folds import FoldPlan
 from heads.gram import Layout, Sums, part_products
 from heads.inputs import Block, Inputs, Rows, Words, check_presence
@@ -81,10 +81,8 @@ class Problem:
 
     @property
     def inputs(self) -> Inputs:
-        """The inputs; raises TypeError where they are not in memory."""
-        if not isinstance(self.chunks, Inputs):
-            raise TypeError("this needs every row at once, however the inputs come in chunks")
-        return self.chunks
+        """All inputs; raises TypeError where they are not in memory."""
+        return in_memory(self.chunks)
 
     @cached_property
     def embeddings(self) -> Layout:

@@ -13,8 +13,10 @@ from features.videos import VideoTable
 from heads.ensemble import combine, inverse_msle_weights, nested_msle, stack_weights
 from heads.metrics import msle
 from heads.targets import Target
-from pipeline.inputs import Source, gather
+from pipeline.inputs import Source
+from pipeline.memory import submission_streams
 from pipeline.runs import Run
+from pipeline.stream import read_inputs
 from pipeline.workspace import Workspace
 
 Moment = Literal["best", "final"]
@@ -34,8 +36,10 @@ class Members:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-def fold_members(workspace: Workspace, run: Run, videos: VideoTable, moment: Moment) -> Members:
-    """Every fold of a run predicts every video.
+def fold_members(
+    workspace: Workspace, run: Run, videos: VideoTable, moment: Moment, *, stream: bool | None = None
+) -> Members:
+    """Every fold of a run predicts every video; with `stream` the vectors are read shard by shard (None: if need be).
 
     Raises
     ------
@@ -44,7 +48,9 @@ def fold_members(workspace: Workspace, run: Run, videos: VideoTable, moment: Mom
     """
     heads = [run.checkpoint(fold, moment).heads for fold in range(run.n_folds)]
     sources = [Source(**source) for source in run.part("sources")]
-    gathered = gather(workspace, sources, videos, np.datetime64(run.part("reference_date")))
+    reference = np.datetime64(run.part("reference_date"))
+    streams = submission_streams(stream, workspace, sources, videos.split)
+    gathered = read_inputs(workspace, sources, videos, reference, stream=streams)
     for tag, encoder in gathered.encoders.items():
         trained_on = run.part("encoders")[tag]
         if encoder != trained_on:
@@ -52,15 +58,25 @@ def fold_members(workspace: Workspace, run: Run, videos: VideoTable, moment: Mom
                 f"run {run.name} was trained on vectors of encoder {tag} {trained_on[:12]}, but the {videos.split} "
                 f"cache was made by {encoder[:12]}: run `vp extract` and `vp train-heads` again"
             )
-    predictions = np.stack([member.predict(gathered.inputs) for member in heads])
+    predictions = np.empty((len(heads), len(videos)))
+    for rows, inputs in gathered.inputs:
+        predictions[:, rows] = [member.predict(inputs) for member in heads]
     return Members([f"fold_{fold}" for fold in range(run.n_folds)], predictions)
 
 
-def run_members(workspace: Workspace, runs: Sequence[Run], videos: VideoTable, moment: Moment, space: Space) -> Members:
+def run_members(
+    workspace: Workspace,
+    runs: Sequence[Run],
+    videos: VideoTable,
+    moment: Moment,
+    space: Space,
+    *,
+    stream: bool | None = None,
+) -> Members:
     """Every run predicts every video, as the mean of its folds."""
     predictions = []
     for run in runs:
-        folds = fold_members(workspace, run, videos, moment)
+        folds = fold_members(workspace, run, videos, moment, stream=stream)
         predictions.append(combine(folds.log_views, "mean", space=space, target=Target(run.part("target"))))
     return Members([run.name for run in runs], np.stack(predictions))
 

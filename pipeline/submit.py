@@ -48,9 +48,9 @@ def submit(config: SubmitConfig, progress: Progress) -> Outcome:
     videos = require_test(read_dataset(config, progress), config)
     shape = _shape(config, videos, progress)
     if len(runs) == 1:
-        members = fold_members(workspace, runs[0], videos, config.checkpoint)
+        members = fold_members(workspace, runs[0], videos, config.checkpoint, stream=config.stream)
     else:
-        members = run_members(workspace, runs, videos, config.checkpoint, config.space)
+        members = run_members(workspace, runs, videos, config.checkpoint, config.space, stream=config.stream)
     weights, facts = _weights(config, runs, members, progress)
     log_views = combine(members.log_views, config.method, weights=weights, space=config.space, target=target)
     rows = _guarded(shape, videos, target.from_log(log_views))
