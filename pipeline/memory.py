@@ -36,13 +36,12 @@ def training_streams(
     """
     needed, available = needed_bytes(workspace, sources, splits), available_bytes()
     streams = _streams(config.stream, needed, available)
-    unable = [] if config.head == "linear" else [f"--head {config.head}: use --head linear"]
-    unable += [f"{source.modality}: leave them out of --modalities" for source in sources if source.kind == WORDS]
-    if streams and unable:
-        raise UsageError(
-            f"{_amounts(needed, available)}, so they {'are to' if config.stream else 'must'} be read shard by shard, "
-            f"but not by {'; not by '.join(unable)} (or --no-stream, to try it in memory)"
-        )
+    remedies = [] if config.head == "linear" else [f"--head {config.head} cannot: use --head linear"]
+    remedies += [
+        f"{source.modality} cannot: leave them out of --modalities" for source in sources if source.kind == WORDS
+    ]
+    if streams and remedies:
+        raise UsageError(f"{_reason(config.stream, needed, available)}, but {'; '.join(remedies)}")
     return streams
 
 
@@ -65,9 +64,13 @@ def _streams(wanted: bool | None, needed: int, available: int | None) -> bool:
     return available is not None and needed > MEMORY_SHARE * available
 
 
-def _amounts(needed: int, available: int | None) -> str:
-    there = "" if available is None else f"; {available / _GIB:.1f} GiB of memory are available"
-    return f"the vectors take {needed / _GIB:.1f} GiB{there}"
+def _reason(wanted: bool | None, needed: int, available: int | None) -> str:
+    if wanted or available is None:
+        return "--stream reads the vectors shard by shard"
+    return (
+        f"the vectors take {needed / _GIB:.1f} GiB in memory, more than {MEMORY_SHARE:.0%} of the "
+        f"{available / _GIB:.1f} GiB that are available, so they are to be read shard by shard (--no-stream: in memory)"
+    )
 
 
 def available_bytes(root: Path = Path("/")) -> int | None:
