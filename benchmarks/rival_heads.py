@@ -5,6 +5,7 @@ the ridge's penalty, which is the best one over all folds.
 """
 
 import os
+import warnings
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +22,10 @@ AGE_STEPS_PER_YEAR, AGES = 4, 200
 
 def ridge_loop(inputs: Inputs, log_views: NDArray[np.float64], plan: FoldPlan) -> float:
     """scikit-learn's Ridge, once per fold and penalty."""
+    from scipy.linalg import LinAlgWarning
     from sklearn.linear_model import Ridge
 
+    warnings.simplefilter("ignore", LinAlgWarning)  # the smallest penalties are far too small
     x = np.hstack([block.values for block in _blocks(inputs)])
     errors = np.zeros(len(PENALTIES))
     for place, penalty in enumerate(PENALTIES):

@@ -1,12 +1,13 @@
 """Caches that are larger than the memory: what the heads see of them, read shard by shard in every pass."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Bool, UInt8
 
 from features.errors import CacheError
+from features.progress import Progress, Silent
 from features.store import Embeddings, EmbeddingStore
 from features.videos import VideoTable
 from heads.inputs import CHUNK_ROWS, AnyBlock, Block, Inputs, Rows, row_chunks
@@ -51,9 +52,11 @@ class StoredInputs:
 
     outline: Inputs
     vectors: Mapping[str, Vectors]  # by modality
+    progress: Progress = field(default_factory=Silent)
 
     def __iter__(self) -> Iterator[tuple[slice, Inputs]]:
-        """The rows and their inputs, a chunk at a time."""
+        """The rows and their inputs, a chunk at a time; a pass may take minutes, so its progress is told."""
+        self.progress.begin("a pass over the vectors", self.outline.n_videos, "rows")
         streams = {modality: vectors.chunks() for modality, vectors in self.vectors.items()}
         for rows in row_chunks(self.outline.n_videos):
             chunk = {modality: next(stream) for modality, stream in streams.items()}
@@ -64,6 +67,8 @@ class StoredInputs:
                 for block in self.outline.blocks
             )
             yield rows, Inputs(tuple(blocks))
+            self.progress.advance(rows.stop - rows.start)
+        self.progress.end()
 
     def take(self, rows: Rows) -> Inputs:
         """The inputs of these rows, in this order, in memory; it takes a pass over the caches."""
@@ -93,7 +98,13 @@ class Streamed:
 
 
 def read_inputs(
-    workspace: Workspace, sources: Sequence[Source], videos: VideoTable, reference: np.datetime64, *, stream: bool
+    workspace: Workspace,
+    sources: Sequence[Source],
+    videos: VideoTable,
+    reference: np.datetime64,
+    *,
+    stream: bool,
+    progress: Progress | None = None,
 ) -> Gathered | Streamed:
     """What the heads see of the videos: in memory, or from the shards; raises as `gather` does."""
     if not stream:
@@ -113,7 +124,8 @@ def read_inputs(
         if source.kind == "image":
             thumbnail_digest = digest
     encoders = {tag: store.plan.encoder for tag, store in stores.items()}
-    return Streamed(StoredInputs(Inputs(tuple(blocks)), vectors), encoders, thumbnail_digest)
+    inputs = StoredInputs(Inputs(tuple(blocks)), vectors, progress or Silent())
+    return Streamed(inputs, encoders, thumbnail_digest)
 
 
 def _surveyed(vectors: Vectors) -> tuple[Bool[np.ndarray, " video"], UInt8[np.ndarray, "video 16"]]:

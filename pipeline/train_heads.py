@@ -178,7 +178,7 @@ def _gathered_task(config: TrainHeadsConfig, workspace: Workspace, progress: Pro
     stream = training_streams(config, workspace, sources, splits)
     if stream:
         progress.note("the vectors stay on disk: every pass reads them shard by shard")
-    gathered = read_inputs(workspace, sources, videos, reference, stream=stream)
+    gathered = read_inputs(workspace, sources, videos, reference, stream=stream, progress=progress)
     log_views = Target(config.target).to_log(_views(videos))
     plan = make_plan(config, config.split, videos, log_views)
     duplicates = tell_duplicates(plan, videos, gathered.thumbnail_digest, progress)
