@@ -90,7 +90,10 @@ class FoldRidge:
         return Solutions(dense=factor[:, None] * dense, words=word_factor * words)
 
     def squared_errors(self, solutions: Solutions) -> Float64[np.ndarray, " penalty"]:
-        """Sum of squared errors (log units) of every solution on the rows that the fold validates."""
+        """Sum of squared errors (log units) of every solution on the rows that the fold validates.
+
+        What is less than about a millionth of the target's own sum of squares is rounding.
+        """
         if self.words is not None and solutions.words is not None:
             return self._squared_errors_with_words(self.words.times(self._val_rows, solutions.words), solutions.dense)
         scale, dense = self.standardisation, self.standardisation.sd * solutions.dense
