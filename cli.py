@@ -75,7 +75,7 @@ def _parameter(option: Option) -> inspect.Parameter:
     flag = option.flag
     text = f"{option.help} [{option.shown_default}]" if option.shown_default else option.help
     kind: Any
-    if option.type is bool:
+    if option.is_flag:
         kind, declaration = bool | None, typer.Option(f"{flag}/--no-{option.key}", help=text, show_default=False)
     elif option.positional:
         kind, declaration = list[str] | None, typer.Argument(help=text, metavar=flag, show_default=False)

@@ -5,16 +5,16 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float64
 
+from heads.chunks import Chunks, in_memory
 from heads.config import HeadsConfig
 from heads.folds import FoldPlan
-from heads.inputs import Inputs
 from heads.linear import fit_linear
 from heads.members import EpochRecord, FittedModel, Training
 from heads.targets import Target
 
 
 def fit(
-    inputs: Inputs,
+    inputs: Chunks,
     log_views: Float64[np.ndarray, " video"],
     plan: FoldPlan,
     config: HeadsConfig,
@@ -23,6 +23,8 @@ def fit(
     on_epoch: Callable[[EpochRecord], None] | None = None,
 ) -> Training[FittedModel]:
     """Fit the heads that `config.head` names; torch is imported only for those that are trained by it.
+
+    The linear head alone takes inputs that are not in memory, unless they have words: TypeError otherwise.
 
     `on_epoch` is told of every member after every epoch; a head that is solved has one record per member, at the end.
 
@@ -36,15 +38,15 @@ def fit(
     elif config.head == "trees":
         from heads.tree_head import fit_trees  # noqa: PLC0415  scikit-learn's trees take a second to import
 
-        training = fit_trees(inputs, log_views, plan, config)
+        training = fit_trees(in_memory(inputs), log_views, plan, config)
     elif config.head == "hybrid":
         from heads.hybrid import fit_hybrid  # noqa: PLC0415  torch takes seconds to import
 
-        return fit_hybrid(inputs, log_views, plan, config, device=device, on_epoch=on_epoch)
+        return fit_hybrid(in_memory(inputs), log_views, plan, config, device=device, on_epoch=on_epoch)
     else:
         from heads.training import train_members  # noqa: PLC0415  as above
 
-        return Training(train_members(inputs, log_views, plan, config, device=device, on_epoch=on_epoch))
+        return Training(train_members(in_memory(inputs), log_views, plan, config, device=device, on_epoch=on_epoch))
     for record in (record for member in training.members for record in member.history):
         if on_epoch is not None:
             on_epoch(record)

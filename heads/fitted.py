@@ -10,7 +10,7 @@ from jaxtyping import Float32, Float64, Int64
 
 from heads.inputs import AnyBlock, Inputs, row_chunks
 from heads.readers import Reader, reader_from
-from heads.simplex import canonical_gauge
+from heads.simplex import Gauge, canonical_gauge
 from heads.targets import Standardisation, Target
 
 
@@ -148,6 +148,18 @@ class FittedHeads:
         )
         present = np.stack([block.present[train_rows] for block in blocks])
         gauge = canonical_gauge(outputs, present, raw_weights, intercept, row_weights)
+        return cls.in_gauge(heads, gauge, raw_weights, standardisation, target)
+
+    @classmethod
+    def in_gauge(
+        cls,
+        heads: Mapping[str, Head],
+        gauge: Gauge,
+        raw_weights: Float64[np.ndarray, " modality"],
+        standardisation: Standardisation,
+        target: Target,
+    ) -> "FittedHeads":
+        """A trained model rewritten as its gauge says."""
         return cls(
             heads={
                 modality: head.recentred(centre, scale)

@@ -31,11 +31,16 @@ class Block:
 
     @classmethod
     def embedding(
-        cls, modality: str, raw: Float[np.ndarray, "video dim"], present: Bool[np.ndarray, " video"]
+        cls,
+        modality: str,
+        raw: Float[np.ndarray, "video dim"],
+        present: Bool[np.ndarray, " video"],
+        *,
+        first_row: int = 0,
     ) -> "Block":
         """Embeddings as the encoder gave them (any float type), scaled to length 1; a zero vector stays zero.
 
-        Raises UnfitDataError where a present vector is not finite.
+        Raises UnfitDataError where a present vector is not finite; it counts rows from `first_row`.
 
         >>> raw = np.array([[3, 4], [7, 7]], dtype=np.float16)
         >>> Block.embedding("image", raw, np.array([True, False])).values
@@ -47,9 +52,20 @@ class Block:
             vectors = np.where(present[chunk, None], raw[chunk], 0).astype(np.float32)
             length = np.sqrt(np.square(vectors).sum(axis=1, keepdims=True, dtype=np.float64)).astype(np.float32)
             if not np.isfinite(length).all():
-                row = chunk.start + int((~np.isfinite(length[:, 0])).argmax())
+                row = first_row + chunk.start + int((~np.isfinite(length[:, 0])).argmax())
                 raise UnfitDataError(f"the {modality} embedding of row {row} is not finite: mark the row as absent")
             np.divide(vectors, length, out=values[chunk], where=length > 0)
+        return cls(modality=modality, values=values, present=present)
+
+    @classmethod
+    def outlined(cls, modality: str, width: int, present: Bool[np.ndarray, " video"]) -> "Block":
+        """What stands for embeddings that are not in memory, see `heads.chunks`: all NaN, and none of it stored.
+
+        >>> block = Block.outlined("image", 768, np.array([True, False]))
+        >>> block.values.shape, block.values.strides
+        ((2, 768), (0, 0))
+        """
+        values = np.broadcast_to(np.float32(np.nan), (len(present), width))
         return cls(modality=modality, values=values, present=present)
 
     @classmethod
@@ -150,6 +166,16 @@ class Inputs:
     def n_videos(self) -> int:
         """Number of rows."""
         return self.blocks[0].n_videos
+
+    @property
+    def outline(self) -> "Inputs":
+        """Themselves: nothing of them is out of memory, see `heads.chunks`."""
+        return self
+
+    def __iter__(self) -> Iterator[tuple[slice, "Inputs"]]:
+        """The rows and their inputs, a chunk at a time."""
+        for rows in row_chunks(self.n_videos):
+            yield rows, self.take(rows)
 
     @property
     def present(self) -> Bool[np.ndarray, "modality video"]:

@@ -267,8 +267,11 @@ def fit_readers(
     rng: np.random.Generator,
     *,
     n_components: int | None = None,
+    keep_knots: bool = True,
 ) -> FoldReaders:
     """Fit every modality's reader on the training rows; words stay sparse unless they become `n_components`.
+
+    Without `keep_knots` the columns between knots are left to be read again, some rows at a time.
 
     Every modality must be present in some training row, see `heads.inputs.check_presence`.
     """
@@ -284,7 +287,9 @@ def fit_readers(
             readers[name], columns[name] = reader, reader.read(block)
         elif block.knotted:
             reader_of_amounts = Knots.fit(block, train_rows)
-            readers[name], columns[name] = reader_of_amounts, reader_of_amounts.read(block)
+            readers[name] = reader_of_amounts
+            if keep_knots:
+                columns[name] = reader_of_amounts.read(block)
         else:
             readers[name] = AsIs(block.values.shape[1])
     return FoldReaders(readers, columns)

@@ -32,6 +32,15 @@ class WorkConfig(WorkFolderConfig, DatasetConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class VectorsConfig(WorkConfig):
+    """A command that reads a cache whole."""
+
+    stream: Annotated[
+        bool | None, "read the vectors shard by shard instead of into memory (default: if they would not fit)"
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExtractConfig(WorkConfig):
     """`vp extract`."""
 
@@ -59,7 +68,7 @@ class ExtractConfig(WorkConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainHeadsConfig(WorkConfig, HeadsConfig):
+class TrainHeadsConfig(VectorsConfig, HeadsConfig):
     """`vp train-heads`."""
 
     model: Annotated[tuple[str, ...], "encoder whose cache is used (default: the only cache there is)", REPEATABLE] = ()
@@ -81,7 +90,7 @@ class TrainHeadsConfig(WorkConfig, HeadsConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SubmitConfig(WorkConfig):
+class SubmitConfig(VectorsConfig):
     """`vp submit`."""
 
     run: Annotated[tuple[str, ...], "run to submit (default: the only run there is)", REPEATABLE] = ()

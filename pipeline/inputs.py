@@ -76,30 +76,36 @@ def gather(workspace: Workspace, sources: Sequence[Source], videos: VideoTable, 
     CacheError
         A cache is missing, unfinished or damaged, or lacks videos of the table.
     """
-    stores = {
-        tag: EmbeddingStore.open(workspace.cache(tag, videos.split))
-        for tag in dict.fromkeys(source.tag for source in sources if source.tag)
-    }
+    stores = open_stores(workspace, sources, videos.split)
     blocks: list[AnyBlock] = []
     thumbnail_digest = None
     for source in sources:
         if not source.tag:
-            blocks.append(_from_table(source, videos, reference))
+            blocks.append(block_from_table(source, videos, reference))
             continue
-        store = stores[source.tag]
-        if source.kind not in store.plan.dims:
-            raise CacheError(f"the cache in {store.folder} has no {source.kind}: run `vp extract --model {source.tag}`")
-        embeddings = store.read(source.kind).aligned(videos.ids)
+        embeddings = stores[source.tag].read(source.kind).aligned(videos.ids)
         blocks.append(Block.embedding(source.modality, embeddings.vectors, embeddings.present))
         if source.kind == "image":
             thumbnail_digest = embeddings.source_digest
     return Gathered(Inputs(tuple(blocks)), {tag: store.plan.encoder for tag, store in stores.items()}, thumbnail_digest)
 
 
-def _in_table(videos: VideoTable) -> list[str]:
-    """Which modalities the table itself gives."""
-    there = {AGE: not np.isnat(videos.newest()), CHANNEL: any(videos.channel), WORDS: videos.has_text}
-    return [kind for kind, is_there in there.items() if is_there]
+def open_stores(workspace: Workspace, sources: Sequence[Source], split: str) -> dict[str, EmbeddingStore]:
+    """The finished cache of each encoder that the sources name, by its tag.
+
+    Raises
+    ------
+    CacheError
+        A cache is missing or unfinished, or has no vectors of a kind.
+    """
+    stores: dict[str, EmbeddingStore] = {}
+    for source in sources:
+        if source.tag and source.tag not in stores:
+            stores[source.tag] = EmbeddingStore.open(workspace.cache(source.tag, split))
+        if source.tag and source.kind not in stores[source.tag].plan.dims:
+            folder = stores[source.tag].folder
+            raise CacheError(f"the cache in {folder} has no {source.kind}: run `vp extract --model {source.tag}`")
+    return stores
 
 
 def age_block(
@@ -122,12 +128,19 @@ def words_block(modality: str, counts: Any) -> Words:
     return Words(modality=modality, counts=counts, present=np.diff(counts.indptr) > 0)
 
 
-def _from_table(source: Source, videos: VideoTable, reference: np.datetime64) -> AnyBlock:
+def block_from_table(source: Source, videos: VideoTable, reference: np.datetime64) -> AnyBlock:
+    """A modality that needs no encoder."""
     if source.kind == AGE:
         return age_block(source.modality, videos.published, videos.year, reference)
     if source.kind == CHANNEL:
         return channel_block(source.modality, videos.channel)
     return words_block(source.modality, hashed_words(videos))
+
+
+def _in_table(videos: VideoTable) -> list[str]:
+    """Which modalities the table itself gives."""
+    there = {AGE: not np.isnat(videos.newest()), CHANNEL: any(videos.channel), WORDS: videos.has_text}
+    return [kind for kind, is_there in there.items() if is_there]
 
 
 def _codes(names: Sequence[str]) -> Int64[np.ndarray, " video"]:

@@ -14,9 +14,11 @@ from heads.inputs import Inputs
 from heads.members import FittedModel
 from heads.metrics import msle
 from heads.targets import Target
-from pipeline.inputs import Source, gather
+from pipeline.inputs import Source
+from pipeline.memory import submission_streams
 from pipeline.oof import NotComparableError, SavedOutOfFold, other_folds, read_oof, side_by_side
 from pipeline.runs import Run
+from pipeline.stream import read_inputs
 from pipeline.workspace import Workspace
 
 Moment = Literal["best", "final"]
@@ -45,8 +47,10 @@ def models_of(run: Run, moment: Moment) -> dict[str, FittedModel]:
     return {f"fold_{fold}": run.checkpoint(fold, moment).heads for fold in range(run.n_folds)}
 
 
-def fold_members(workspace: Workspace, run: Run, videos: VideoTable, moment: Moment) -> Members:
-    """Every member of a run predicts every video.
+def fold_members(
+    workspace: Workspace, run: Run, videos: VideoTable, moment: Moment, *, stream: bool | None = None
+) -> Members:
+    """Every member of a run predicts every video; with `stream` from the shards, one by one (None: if need be).
 
     Raises
     ------
@@ -55,7 +59,9 @@ def fold_members(workspace: Workspace, run: Run, videos: VideoTable, moment: Mom
     """
     models = models_of(run, moment)
     sources = [Source(**source) for source in run.part("sources")]
-    gathered = gather(workspace, sources, videos, np.datetime64(run.part("reference_date")))
+    reference = np.datetime64(run.part("reference_date"))
+    streams = submission_streams(stream, workspace, sources, videos.split)
+    gathered = read_inputs(workspace, sources, videos, reference, stream=streams)
     for tag, encoder in gathered.encoders.items():
         trained_on = run.part("encoders")[tag]
         if encoder != trained_on:
@@ -63,15 +69,27 @@ def fold_members(workspace: Workspace, run: Run, videos: VideoTable, moment: Mom
                 f"run {run.name} was trained on vectors of encoder {tag} {trained_on[:12]}, but the {videos.split} "
                 f"cache was made by {encoder[:12]}: run `vp extract` and `vp train-heads` again"
             )
-    predictions = np.stack([model.predict(gathered.inputs) for model in models.values()])
-    return Members(list(models), predictions, [_effects(model, gathered.inputs) for model in models.values()])
+    predictions = np.empty((len(models), len(videos)))
+    for rows, inputs in gathered.inputs:
+        predictions[:, rows] = [model.predict(inputs) for model in models.values()]
+    some = np.unique(np.linspace(0, len(videos) - 1, min(len(videos), EFFECT_ROWS)).astype(np.int64))
+    sample = gathered.inputs.take(some)
+    return Members(list(models), predictions, [_effects(model, sample) for model in models.values()])
 
 
-def run_members(workspace: Workspace, runs: Sequence[Run], videos: VideoTable, moment: Moment, space: Space) -> Members:
+def run_members(
+    workspace: Workspace,
+    runs: Sequence[Run],
+    videos: VideoTable,
+    moment: Moment,
+    space: Space,
+    *,
+    stream: bool | None = None,
+) -> Members:
     """Every run predicts every video, as the mean of its members."""
     predictions, effects = [], []
     for run in runs:
-        members = fold_members(workspace, run, videos, moment)
+        members = fold_members(workspace, run, videos, moment, stream=stream)
         predictions.append(combine(members.log_views, "mean", space=space, target=Target(run.part("target"))))
         own = members.effects
         effects.append({name: float(np.mean([effect[name] for effect in own])) for name in own[0]})
@@ -80,9 +98,7 @@ def run_members(workspace: Workspace, runs: Sequence[Run], videos: VideoTable, m
 
 def _effects(model: FittedModel, inputs: Inputs) -> dict[str, float]:
     """Mean contribution of each modality over the videos, in log units; about 0 over the training videos."""
-    rows = np.unique(np.linspace(0, inputs.n_videos - 1, min(inputs.n_videos, EFFECT_ROWS)).astype(np.int64))
-    means = model.contributions(inputs.take(rows)).mean(axis=1)
-    return dict(zip(model.modalities, means.tolist(), strict=True))
+    return dict(zip(model.modalities, model.contributions(inputs).mean(axis=1).tolist(), strict=True))
 
 
 def given_weights(texts: Sequence[str], names: Sequence[str]) -> Float64[np.ndarray, " member"]:

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float64, Int64
 
+from heads.chunks import Chunks, validated_rows
 from heads.folds import FoldPlan
 from heads.importance import importances
-from heads.inputs import Inputs
 from heads.intervals import calibrate, coverage
 from heads.members import FittedModel, TrainedMember, Training
 from heads.metrics import msle, score
@@ -34,15 +34,15 @@ class OutOfFold:
         cls,
         members: Sequence[TrainedMember[FittedModel]],
         plan: FoldPlan,
-        inputs: Inputs,
+        inputs: Chunks,
         log_views: Float64[np.ndarray, " video"],
     ) -> "OutOfFold":
         """Let every member predict the rows that its fold validates."""
         best, final, baseline = np.full((3, len(log_views)), np.nan)
-        contributions = np.full((len(inputs.modalities), len(log_views)), np.nan)
-        for member in members:
-            rows = plan.val_rows(member.fold)
-            seen = inputs.take(rows)
+        contributions = np.full((len(inputs.outline.modalities), len(log_views)), np.nan)
+        member_of = {member.fold: member for member in members}
+        for fold, rows, seen in validated_rows(inputs, plan):
+            member = member_of[fold]
             baseline[rows] = member.best.baseline
             contributions[:, rows] = member.best.contributions(seen)
             best[rows] = member.best.baseline + contributions[:, rows].sum(axis=0)

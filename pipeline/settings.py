@@ -49,6 +49,11 @@ class Option:
         return typing.get_origin(self.type) is Mapping
 
     @property
+    def is_flag(self) -> bool:
+        """Whether the option is on or off, `--x` or `--no-x`; not given, it may also be left to vp."""
+        return _without_none(self.type) is bool
+
+    @property
     def shown_default(self) -> str:
         """The default as a user would write it; empty if the help text tells it."""
         if self.default is None:

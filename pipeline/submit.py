@@ -92,9 +92,9 @@ def _read(config: SubmitConfig, progress: Progress) -> _Ensemble:
     dataset = read_dataset(config, progress, non_negative=target.kind == "log1p")
     videos = require_test(dataset, config)
     if len(runs) == 1:
-        members = fold_members(workspace, runs[0], videos, config.checkpoint)
+        members = fold_members(workspace, runs[0], videos, config.checkpoint, stream=config.stream)
     else:
-        members = run_members(workspace, runs, videos, config.checkpoint, config.space)
+        members = run_members(workspace, runs, videos, config.checkpoint, config.space, stream=config.stream)
     return _Ensemble(workspace, runs, dataset, videos, members, target)
 
 

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -18,6 +18,7 @@ from features.encoders import cache_tag
 from features.errors import DataError
 from features.progress import Progress
 from features.videos import VideoTable
+from heads.chunks import Chunks
 from heads.fit import fit
 from heads.folds import FoldPlan
 from heads.inputs import Inputs
@@ -28,7 +29,8 @@ from pipeline.config import TrainHeadsConfig
 from pipeline.dataset import Dataset, read_dataset
 from pipeline.devices import choose_device
 from pipeline.diagnostics import diagnose, told
-from pipeline.inputs import Gathered, Source, choose_sources, gather
+from pipeline.inputs import Gathered, Source, choose_sources
+from pipeline.memory import training_streams
 from pipeline.model_card import FILE as MODEL_CARD
 from pipeline.model_card import model_card
 from pipeline.outcome import Outcome, table
@@ -36,6 +38,7 @@ from pipeline.plans import make_plan, tell_duplicates
 from pipeline.runs import building, checkpoint_path, seal
 from pipeline.scores import OutOfFold, distribution, fold_info, metrics_of
 from pipeline.settings import repeated_flags, to_plain
+from pipeline.stream import Streamed, read_inputs
 from pipeline.tracking import RunLog, run_log
 from pipeline.workspace import Workspace
 
@@ -65,7 +68,7 @@ class _Task:
     dataset: Dataset
     sources: tuple[Source, ...]
     reference: np.datetime64
-    gathered: Gathered
+    gathered: Gathered | Streamed
     log_views: Float64[np.ndarray, " video"]
     plan: FoldPlan
     duplicates: Mapping[str, int]
@@ -75,12 +78,16 @@ class _Task:
         return self.dataset.train
 
     @property
-    def inputs(self) -> Inputs:
+    def inputs(self) -> Chunks:
         return self.gathered.inputs
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        return self.inputs.outline.modalities
 
     def run(self, aside: Path, workspace: Workspace, progress: Progress, start: float) -> dict[str, Any]:
         """Train, and write the whole run into `aside`; returns its metrics."""
-        _tell_absent(self.inputs, progress)
+        _tell_absent(self.inputs.outline, progress)
         lines = aside / "metrics.jsonl"
         with run_log(
             lines,
@@ -94,7 +101,7 @@ class _Task:
             oof = OutOfFold.predict(training.members, self.plan, self.inputs, self.log_views)
             ages = self.videos.ages_years(self.reference)
             metrics = {"run": self.config.name, "head": self.config.head, "rows": len(self.videos)}
-            metrics |= metrics_of(training, oof, self.inputs.modalities, ages)
+            metrics |= metrics_of(training, oof, self.modalities, ages)
             metrics |= {"duplicates_across_folds": self.duplicates, "seconds": time.monotonic() - start}
             _log_results(log, training, metrics)
         if self.config.diagnostics:
@@ -116,13 +123,13 @@ class _Task:
             progress.warn(note)
         return training
 
-    def _test_inputs(self, workspace: Workspace) -> Inputs | None:
+    def _test_inputs(self, workspace: Workspace) -> Chunks | None:
         """What the heads would see of the test videos; None without them, or where their cache is not made yet."""
         test = self.dataset.test
-        tags = {source.tag for source in self.sources if source.tag}
-        if test is None or not all(workspace.has_cache(tag, test.split) for tag in tags):
+        if test is None or not _is_cached(workspace, self.sources, test):
             return None
-        return gather(workspace, self.sources, test, self.reference).inputs
+        stream = isinstance(self.gathered, Streamed)
+        return read_inputs(workspace, self.sources, test, self.reference, stream=stream).inputs
 
     def _write(self, aside: Path, training: Training[FittedModel], oof: OutOfFold, metrics: Mapping[str, Any]) -> None:
         name, encoders = self.config.name, self.gathered.encoders
@@ -132,7 +139,7 @@ class _Task:
                 write_checkpoint(checkpoint_path(aside, name, member.fold, moment), checkpoint)
         _publish_csv(aside / "folds.csv", pd.DataFrame({"id": self.videos.ids, "fold": self.plan.fold_of}))
         _publish_csv(aside / "fold_info.csv", fold_info(training.members))
-        _publish_csv(aside / "oof.csv", oof.table(self.videos.ids, self.inputs.modalities))
+        _publish_csv(aside / "oof.csv", oof.table(self.videos.ids, self.modalities))
         durable.publish(aside / "metrics.json", json.dumps(metrics, indent=1) + "\n")
         durable.publish(aside / MODEL_CARD, model_card(self.config, self.facts(), metrics, self.videos))
         seal(aside, self.facts() | {"created_utc": datetime.now(UTC).isoformat(timespec="seconds")})
@@ -142,7 +149,7 @@ class _Task:
         return {
             "name": self.config.name,
             "config": to_plain(self.config) | {"model": list(self.gathered.encoders)},
-            "modalities": list(self.inputs.modalities),
+            "modalities": list(self.modalities),
             "sources": [vars(source) for source in self.sources],
             "encoders": dict(self.gathered.encoders),
             "reference_date": str(self.reference),
@@ -169,11 +176,20 @@ def _gathered_task(config: TrainHeadsConfig, workspace: Workspace, progress: Pro
     videos = dataset.train
     reference = _reference_date(config, dataset, progress)
     sources = choose_sources(workspace, list(dict.fromkeys(map(cache_tag, config.model))), config.modalities, videos)
-    gathered = gather(workspace, sources, videos, reference)
+    read = dataset.tables if config.diagnostics else [videos]
+    splits = [table.split for table in read if table is videos or _is_cached(workspace, sources, table)]
+    stream = training_streams(config, workspace, sources, splits)
+    if stream:
+        progress.note("the vectors stay on disk: every pass reads them shard by shard")
+    gathered = read_inputs(workspace, sources, videos, reference, stream=stream, progress=progress)
     log_views = Target(config.target).to_log(_views(videos))
     plan = make_plan(config, config.split, videos, log_views)
     duplicates = tell_duplicates(plan, videos, gathered.thumbnail_digest, progress)
     return _Task(config, dataset, sources, reference, gathered, log_views, plan, duplicates)
+
+
+def _is_cached(workspace: Workspace, sources: Sequence[Source], videos: VideoTable) -> bool:
+    return all(workspace.has_cache(source.tag, videos.split) for source in sources if source.tag)
 
 
 def _views(videos: VideoTable) -> Float64[np.ndarray, " video"]:

@@ -511,3 +511,32 @@ def test_the_demo_finds_the_rule_it_drew(tmp_path, monkeypatch):
     for modality, weight in trained["weights"].items():
         terms = {name: facts["rule"][name] for name in ("image", "text", "age")}
         assert weight == pytest.approx(terms[modality] / sum(terms.values()), abs=0.12)
+
+
+# Vectors that stay on disk
+
+
+def test_heads_fitted_from_the_shards_are_those_fitted_in_memory(job):
+    for how in ("stream", "no-stream"):
+        result = vp("train-heads", "--head", "linear", f"--{how}", "--name", how, "--quiet")
+        assert result.exit_code == 0, result.output
+        assert vp("submit", "--run", how, f"--{how}", "--quiet").exit_code == 0
+    streamed, whole = (Path(f"work/runs/{name}") for name in ("stream", "no-stream"))
+    for name in ("oof.csv", "folds.csv", "fold_info.csv"):
+        assert (streamed / name).read_bytes() == (whole / name).read_bytes()
+    ours, theirs = (json.loads((run / "metrics.json").read_text()) for run in (streamed, whole))
+    assert ours | {"run": "", "seconds": 0} == theirs | {"run": "", "seconds": 0}
+    assert ours["diagnostics"]["test_against_train_auc"].keys() == {"image", "text", "age"}
+    assert submission(name="stream").equals(submission(name="no-stream"))
+
+
+def test_vectors_beyond_the_memory_stay_on_disk_or_are_refused(job, monkeypatch):
+    monkeypatch.setattr("pipeline.memory.available_bytes", lambda: 1000)
+    result = vp("train-heads", "--head", "linear", "--no-diagnostics")
+    assert result.exit_code == 0
+    assert "stay on disk" in result.stderr
+    assert vp("submit", "--quiet").exit_code == 0
+    refused = vp("train-heads", "--json")
+    assert refused.exit_code == 2
+    assert "--head hybrid cannot: use --head linear" in last_json(refused)["error"]
+    assert vp("train-heads", "--no-stream", *QUICK).exit_code == 0

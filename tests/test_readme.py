@@ -26,7 +26,7 @@ def test_every_option_of_a_command_is_described(name):
 
 def test_the_readme_invents_no_option():
     options = [option for config in CONFIG_OF.values() for option in options_of(config)]
-    known = {f"--{option.key}" for option in options} | {f"--no-{o.key}" for o in options if o.type is bool}
+    known = {f"--{option.key}" for option in options} | {f"--no-{o.key}" for o in options if o.is_flag}
     elsewhere = {"--config", "--json", "--quiet"}
     assert set(re.findall(r"--[a-z][a-z0-9-]+", README)) <= known | elsewhere
 

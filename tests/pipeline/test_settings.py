@@ -64,6 +64,9 @@ VALUES = [
     ("train-heads --reference-date", "2024-02-29", '"2024-02-29"', date(2024, 2, 29)),
     ("train-heads --on-duplicate", "first", '"first"', "first"),
     ("train-heads --on-bad-label", "drop", '"drop"', "drop"),
+    ("train-heads --stream", True, "true", True),
+    ("submit --stream", False, "false", False),
+    ("submit --stream", None, '"auto"', None),
     ("submit --method", "median", '"median"', "median"),
     ("submit --weights", "fold_0=0.4, fold_1=0.6", '["fold_0=0.4", "fold_1=0.6"]', ("fold_0=0.4", "fold_1=0.6")),
     ("submit --checkpoint", "final", '"final"', "final"),
@@ -152,7 +155,7 @@ FLAGS = [
     (known, f"--{known.key}")
     for kind in CONFIG_OF.values()
     for known in options_of(kind)
-    if known.type is not bool and not known.only_in_file
+    if not known.is_flag and not known.only_in_file
 ]
 TEXTS = st.one_of(
     st.text(), st.integers().map(str), st.floats().map(str), st.dates().map(str), st.lists(st.integers()).map(str)
