@@ -5,9 +5,7 @@ import csv
 import numpy as np
 import pytest
 
-from features.cache import make_cache
 from features.errors import CacheError
-from features.progress import Silent
 from features.store import EmbeddingStore
 from heads import inputs as inputs_module
 from heads.chunks import Chunks
@@ -40,7 +38,7 @@ def workspace(world, tmp_path, fake_encoder):
     for tag, rows_per_shard in (("big", 8), ("small", 3)):
         folder = made.cache(tag, "train_val")
         folder.mkdir(parents=True)
-        make_cache(folder, world.table(), world.recipe(fake_encoder(), rows_per_shard=rows_per_shard), Silent())
+        world.make(fake_encoder(), folder=folder, rows_per_shard=rows_per_shard)
     return made
 
 
