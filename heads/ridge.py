@@ -15,7 +15,7 @@ from jaxtyping import Float32, Float64, Int64
 
 from heads.folds import FoldPlan
 from heads.gram import Layout, Sums, columns_of, part_sums, training_sums
-from heads.inputs import Block, Inputs, check_presence, row_chunks
+from heads.inputs import Block, Inputs, check_presence, check_same_videos, row_chunks
 from heads.readers import FoldReaders, TfIdf, fit_readers
 from heads.sparse_ridge import Inverse, JointSystem, SparseColumns
 from heads.targets import Standardisation
@@ -38,9 +38,9 @@ class Problem:
     seed: int
 
     def __post_init__(self) -> None:
-        if not self.inputs.n_videos == len(self.log_views) == len(self.plan.fold_of) == len(self.weights):
-            lengths = f"{self.inputs.n_videos}, {len(self.log_views)} and {len(self.plan.fold_of)} rows"
-            raise ValueError(f"inputs, targets and fold plan must be of the same videos, given {lengths}")
+        check_same_videos(self.inputs, self.log_views, self.plan)
+        if len(self.weights) != len(self.log_views):
+            raise ValueError(f"{len(self.log_views)} rows need as many weights, given {len(self.weights)}")
         for fold in range(self.plan.n_folds):
             check_presence(self.inputs, self.plan.train_rows(fold), fold)
 

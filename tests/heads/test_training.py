@@ -6,16 +6,17 @@ import numpy as np
 import pytest
 import torch
 
+from heads.courses import run_courses
 from heads.errors import UnfitDataError
 from heads.fitted import FittedHeads
 from heads.folds import FoldPlan
 from heads.inputs import Inputs
 from heads.members import TrainedMember
 from heads.metrics import mae, msle, rmse
-from heads.pack import Start
+from heads.pack import Entry, Start
 from heads.readers import FoldReaders, fit_readers
 from heads.targets import Target
-from heads.training import run_courses, train_members
+from heads.training import train_members
 
 
 def plan_of(*folds: int) -> FoldPlan:
@@ -265,7 +266,8 @@ def test_members_with_a_start_begin_at_exactly_its_base_and_keep_every_moment(ga
         columns = {block.modality: readers[block.modality].read(block) for block in inputs.blocks}
         base = log_views + fold + 2 * inputs.block("image").values[:, 0]
         starts[fold] = Start(base=base, fitted=FoldReaders(readers, columns))
-    courses = run_courses(inputs, log_views, THIRDS, small_config, packed=True, starts=starts)
+    entries = [Entry(fold, small_config, start) for fold, start in starts.items()]
+    courses = run_courses(inputs, log_views, THIRDS, entries, packed=True)
     for fold, course in enumerate(courses):
         rows, first = THIRDS.val_rows(fold), course.moments[0]
         assert [moment.record.epoch for moment in course.moments] == list(range(13))
