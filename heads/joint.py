@@ -52,7 +52,7 @@ class JointReader:
 
 def joined(fitted: FoldReaders, block: Joint) -> FoldReaders:
     """What one fold learned of every modality, as what it learned of all together; no reader may read words as such."""
-    columns = beside(block, fitted.columns)
+    columns = beside(block, {modality: fitted.columns[modality] for modality in fitted.readers})
     return FoldReaders({JOINT: JointReader(fitted.readers)}, {JOINT: columns})
 
 

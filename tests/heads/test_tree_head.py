@@ -138,7 +138,7 @@ def test_amounts_are_read_without_knots_and_words_through_components(model):
         "image": ("projected_as_is", 4),
         "age": ("as_is", 2),
         "channel": ("category_means", 2),
-        "words": ("projected_tf_idf", 4),
+        "words": ("latent_tf_idf", 4),
     }
 
 
