@@ -8,8 +8,9 @@ epoch with the lowest validation MSLE. `final` is the epoch that was best on the
 member has chosen when it stopped. Both may be epoch 0, so the networks never have to make anything worse.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
@@ -17,6 +18,7 @@ from jaxtyping import Float64
 from heads.components import component_readers
 from heads.config import HeadsConfig
 from heads.courses import Course, OnEpoch, best_elsewhere, run_courses
+from heads.cross_fitting import cross_fitted
 from heads.errors import UnfitDataError
 from heads.fitted import FittedHeads, Head
 from heads.folds import FoldPlan
@@ -70,7 +72,7 @@ def fit_hybrids(
         raise UnfitDataError(f"--joint reads across modalities, and there is only {inputs.modalities[0]}: leave it out")
     problem = Problem(inputs, log_views, plan, np.ones(len(log_views)), first.seed)
     linear = solve(problem, target, search=first.search)
-    starts = [_start(problem, member, first) for member in linear.members]
+    starts = [_start(problem, member, linear.facts, first) for member in linear.members]
     entries = [[replace(entry, start=starts[entry.fold]) for entry in _narrow(plan, config)] for config in configs]
     together = [entry for own in entries for entry in own]
     courses = iter(run_courses(inputs, log_views, plan, together, device=device, on_epoch=on_epoch))
@@ -80,8 +82,16 @@ def fit_hybrids(
         members, stops = _members([next(courses) for _ in own], linear.members, problem, target)
         trainings.append(Training(members, linear.notes, facts | {"final_epoch": stops}))
     if first.joint:
-        readers = [start.fitted for start in starts]
-        return with_joint(trainings, entries, readers, problem, target, device=device, on_epoch=on_epoch)
+        return with_joint(
+            trainings,
+            entries,
+            starts,
+            linear.members,
+            problem=problem,
+            target=target,
+            device=device,
+            on_epoch=on_epoch,
+        )
     return trainings
 
 
@@ -90,11 +100,18 @@ def _narrow(plan: FoldPlan, config: HeadsConfig) -> Iterator[Entry]:
     yield from entries_of(plan, narrow)
 
 
-def _start(problem: Problem, member: TrainedMember[FittedHeads], config: HeadsConfig) -> Start:
-    rng = np.random.default_rng((config.seed, member.fold))
-    fitted = component_readers(problem, member.fold, COMPONENTS, rng)
+def _start(
+    problem: Problem, member: TrainedMember[FittedHeads], facts: Mapping[str, Any], config: HeadsConfig
+) -> Start:
+    """The linear head, which predicts the training rows as if it had not seen them, if these suffice for that."""
+    fold = member.fold
+    fitted = component_readers(problem, fold, COMPONENTS, np.random.default_rng((config.seed, fold)))
     terms = member.final.contributions(problem.inputs)
-    return Start(member.final.baseline + terms.sum(axis=0), fitted, terms)
+    base = member.final.baseline + terms.sum(axis=0)
+    unseen = cross_fitted(problem, fold, facts["penalty"][fold], facts["scales"][fold])
+    if unseen is not None:
+        base[problem.plan.train_rows(fold)] = unseen
+    return Start(base, fitted, terms)
 
 
 def _members(

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from jaxtyping import Float64
 
 from heads.courses import Course, Moment, OnEpoch, best_elsewhere, run_courses
 from heads.fitted import FittedHeads, Head
@@ -27,21 +28,24 @@ Member = TrainedMember[FittedHeads]
 def with_joint(
     additive: Sequence[Training[FittedHeads]],
     entries: Sequence[Sequence[Entry]],
-    readers: Sequence[FoldReaders],
+    starts: Sequence[Start],
+    linear: Sequence[Member],
+    *,
     problem: Problem,
     target: Target,
-    *,
     device: str,
     on_epoch: OnEpoch | None,
 ) -> list[Training[FittedHeads]]:
-    """Each training with a joint term more; `entries` are those of its members, `readers` those of the folds.
+    """Each training with a joint term more; `entries` are those of its members, `starts` and `linear` those of folds.
 
     The epochs of the joint network follow those of the others.
     """
     block = Joint(blocks=tuple(block for block in problem.inputs.blocks if not isinstance(block, Joint)))
-    fitted = [joined(own, block) for own in readers]
+    fitted = [joined(start.fitted, block) for start in starts]
+    # What the linear head predicts for a training row as if it had not seen it, less what it does predict.
+    unseen = [start.base - own.final.predict(problem.inputs) for start, own in zip(starts, linear, strict=True)]
     together = [
-        replace(entry, start=_start(member, fitted[entry.fold], problem))
+        replace(entry, start=_start(member, unseen[entry.fold], fitted[entry.fold], problem))
         for training, own in zip(additive, entries, strict=True)
         for member, entry in zip(training.members, own, strict=True)
     ]
@@ -55,11 +59,11 @@ def with_joint(
     ]
 
 
-def _start(member: Member, fitted: FoldReaders, problem: Problem) -> Start:
+def _start(member: Member, unseen: Float64[np.ndarray, " video"], fitted: FoldReaders, problem: Problem) -> Start:
     terms = member.final.contributions(problem.inputs)
     spreads = terms[:, problem.plan.train_rows(member.fold)].std(axis=1)
     beside = dict(zip(member.final.modalities, spreads.tolist(), strict=True))
-    return Start(member.final.baseline + terms.sum(axis=0), fitted, beside=beside)
+    return Start(member.final.baseline + terms.sum(axis=0) + unseen, fitted, beside=beside)
 
 
 def _after(record: EpochRecord, epochs: int) -> EpochRecord:

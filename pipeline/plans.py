@@ -102,7 +102,8 @@ def tell_near_duplicates(plan: FoldPlan, ids: Sequence[str], inputs: Inputs, pro
         closest = [{"id": ids[row], "like": ids[other], "cosine": cosine} for row, other, cosine in near.first]
         found[block.modality] = {"rows": near.n_rows, "compared": near.n_compared, "closest": closest}
         if near.n_rows:
-            pairs = [f"{shown(ids[row])}, {shown(ids[other])}" for row, other, _ in near.first[:SHOWN]]
+            once = dict.fromkeys((min(row, other), max(row, other)) for row, other, _ in near.first)
+            pairs = [f"{shown(ids[row])}, {shown(ids[other])}" for row, other in once][:SHOWN]
             progress.warn(
                 f"{near.n_rows} of {near.n_compared} {block.modality} vectors are nearly the same as one on the other "
                 f"side of a fold (cosine above {NEAR:g}), which flatters the score ({'; '.join(pairs)})"
