@@ -103,14 +103,18 @@ def _narrow(plan: FoldPlan, config: HeadsConfig) -> Iterator[Entry]:
 def _start(
     problem: Problem, member: TrainedMember[FittedHeads], facts: Mapping[str, Any], config: HeadsConfig
 ) -> Start:
-    """The linear head, which predicts the training rows as if it had not seen them, if these suffice for that."""
-    fold = member.fold
+    """The linear head; where it has more columns than rows, it predicts the rows as if it had not seen them.
+
+    It knows them by heart otherwise. Where it has fewer columns the networks do better with what it leaves over of the
+    rows it has seen: each ridge without a part of them is a worse one, and they would mend what the whole one can.
+    """
+    fold, train_rows = member.fold, problem.plan.train_rows(member.fold)
     fitted = component_readers(problem, fold, COMPONENTS, np.random.default_rng((config.seed, fold)))
     terms = member.final.contributions(problem.inputs)
     base = member.final.baseline + terms.sum(axis=0)
-    unseen = cross_fitted(problem, fold, facts["penalty"][fold], facts["scales"][fold])
-    if unseen is not None:
-        base[problem.plan.train_rows(fold)] = unseen
+    if sum(head.branches[0].reader.width for head in member.final.heads.values()) > len(train_rows):
+        unseen = cross_fitted(problem, fold, facts["penalty"][fold], facts["scales"][fold])
+        base[train_rows] = base[train_rows] if unseen is None else unseen
     return Start(base, fitted, terms)
 
 

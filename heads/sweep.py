@@ -46,7 +46,7 @@ def configurations(config: Config, texts: Sequence[str]) -> Sequence[Config]:
     return [replace(config, **combination) for combination in combinations]
 
 
-def _parsed(text: str) -> tuple[str, list[float]]:
+def _parsed(text: str) -> tuple[str, list[int] | list[float]]:
     key, _, listed = text.partition("=")
     key, kind = key.strip(), SWEPT_FIELDS.get(key.strip())
     if kind is None:

@@ -26,6 +26,7 @@ class Sum:
     per_unit: tuple[float, float]
     weights: np.ndarray = field(default_factory=lambda: np.array([0.5, 0.5]))
     modalities = MODALITIES
+    additive = True
     standardisation = Standardisation(mean=0.0, sd=1.0)
 
     @property
@@ -45,6 +46,9 @@ class Sum:
 
     def to_metadata(self):
         return {}
+
+    def averaged_with(self, others):
+        raise NotImplementedError
 
 
 def member(fold: int, best: Sum, final: Sum | None = None, seed: int | None = None) -> TrainedMember:

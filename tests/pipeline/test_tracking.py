@@ -243,4 +243,4 @@ def test_folds_do_not_share_keys(tmp_path):
             log.epoch(replace(RECORD, fold=fold))
     first, second = lines(tmp_path)
     assert first.keys() & second.keys() == {"epoch"}
-    assert len(first) == len(second) == len(asdict(RECORD)) - 4 + 4
+    assert len(first) == len(second) == len(asdict(RECORD)) - 5 + 4
