@@ -160,7 +160,7 @@ def _info(
         "runs": {run.name: {"folds": run.part("folds"), "checkpoints": run.checkpoint_digests} for run in runs},
         "members": list(members.names),
         "weights": None if weights is None else dict(zip(members.names, weights.tolist(), strict=True)),
-        "n_models": len(members.names),
+        "n_models": sum(run.n_folds * len(run.seeds) for run in runs),
         "test_rows": len(log_views),
         "log_views": {"mean": float(log_views.mean()), "sd": float(log_views.std()), "max": float(log_views.max())},
         "training_log_views": trained,
