@@ -191,7 +191,7 @@ def _edge_notes(choices: Sequence[Choice], grid: Float64[np.ndarray, " penalty"]
 
 def _members(problem: Problem, choices: Sequence[Choice], target: Target) -> list[TrainedMember[FittedHeads]]:
     """The member of every fold, with its errors on the rows that the fold validates."""
-    heads = [_fitted(choice.ridge, choice.solution, target) for choice in choices]
+    heads = [fitted_heads(choice.ridge, choice.solution, target) for choice in choices]
     predicted = np.full(len(problem.log_views), np.nan)
     for fold, rows, seen in validated_rows(problem.chunks, problem.plan):
         predicted[rows] = heads[fold].predict(seen)
@@ -202,7 +202,7 @@ def _members(problem: Problem, choices: Sequence[Choice], target: Target) -> lis
     return members
 
 
-def _fitted(ridge: FoldRidge, solution: Solutions, target: Target) -> FittedHeads:
+def fitted_heads(ridge: FoldRidge, solution: Solutions, target: Target) -> FittedHeads:
     """One linear branch per modality; the simplex weights are uniform, as nothing has trained them."""
     modalities = ridge.problem.outline.modalities
     heads = {}

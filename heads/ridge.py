@@ -16,7 +16,7 @@ from jaxtyping import Float32, Float64, Int64
 from heads.chunks import Chunks, in_memory
 from heads.folds import FoldPlan
 from heads.gram import Layout, Sums, part_products
-from heads.inputs import Block, Inputs, Rows, Words, check_presence
+from heads.inputs import Block, Inputs, Rows, Words, check_presence, check_same_videos
 from heads.readers import AsIs, FoldReaders, fit_readers
 from heads.targets import Standardisation
 
@@ -68,9 +68,9 @@ class Problem:
     seed: int
 
     def __post_init__(self) -> None:
-        if not self.outline.n_videos == len(self.log_views) == len(self.plan.fold_of) == len(self.weights):
-            lengths = f"{self.outline.n_videos}, {len(self.log_views)} and {len(self.plan.fold_of)} rows"
-            raise ValueError(f"inputs, targets and fold plan must be of the same videos, given {lengths}")
+        check_same_videos(self.outline, self.log_views, self.plan)
+        if len(self.weights) != len(self.log_views):
+            raise ValueError(f"{len(self.log_views)} rows need as many weights, given {len(self.weights)}")
         for fold in range(self.plan.n_folds):
             check_presence(self.outline, self.plan.train_rows(fold), fold)
 

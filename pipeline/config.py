@@ -79,6 +79,14 @@ class TrainHeadsConfig(VectorsConfig, HeadsConfig):
         Literal["kfold", "stratified", "group", "time", "file"],
         "kfold: random; stratified: by views; group: channels stay whole; time: newest validates; file: --fold-file",
     ] = "kfold"
+    sweep: Annotated[
+        tuple[str, ...],
+        "mlp, hybrid: try values, such as lr=1e-3,3e-3, of lr, hidden-dim, dropout, weight-decay; every combination",
+        REPEATABLE,
+    ] = ()
+    near_duplicates: Annotated[
+        bool, "also look for thumbnails and texts that are nearly the same on both sides of a fold"
+    ] = False
     fold_file: Annotated[Path | None, "CSV with the columns id and fold, for --split file"] = None
     diagnostics: Annotated[
         bool, "also score the linear head under harder splits, by year and channel, and test against train"

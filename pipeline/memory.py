@@ -37,6 +37,7 @@ def training_streams(
     needed, available = needed_bytes(workspace, sources, splits), available_bytes()
     streams = _streams(config.stream, needed, available)
     remedies = [] if config.head == "linear" else [f"--head {config.head} cannot: use --head linear"]
+    remedies += ["--near-duplicates cannot: leave it out"] if config.near_duplicates else []
     remedies += [
         f"{source.modality} cannot: leave them out of --modalities" for source in sources if source.kind == WORDS
     ]

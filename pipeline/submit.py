@@ -156,7 +156,7 @@ def _info(
         "caches": _caches(ensemble),
         "members": list(names),
         "weights": None if weights is None else dict(zip(names, weights.tolist(), strict=True)),
-        "n_models": len(names),
+        "n_models": sum(run.n_folds * len(run.seeds) for run in ensemble.runs),
         "test": {"rows": len(log_views), "sha256": _sha256(ensemble.videos.path.read_bytes())},
         "spread_between_members": float(ensemble.members.log_views.std(axis=0).mean()),
         "config": to_plain(config),

@@ -540,3 +540,60 @@ def test_vectors_beyond_the_memory_stay_on_disk_or_are_refused(job, monkeypatch)
     assert refused.exit_code == 2
     assert "--head hybrid cannot: use --head linear" in last_json(refused)["error"]
     assert vp("train-heads", "--no-stream", *QUICK).exit_code == 0
+
+
+@pytest.mark.parametrize("head", ["mlp", "trees"])
+def test_several_seeds_have_checkpoints_of_their_own_and_are_submitted_as_their_mean(job, head):
+    flags = ("--head", head, "--seeds", "2", "--no-diagnostics", *SMALL, "--json")
+    facts = last_json(vp("train-heads", *flags))
+    names = {path.name for path in (RUN / "checkpoints").iterdir()}
+    assert names == {
+        f"clip_multimodal_fold{fold}_seed{seed}_{moment}.safetensors"
+        for fold in range(3)
+        for seed in (42, 43)
+        for moment in ("best", "final")
+    }
+    before = {path.name: path.read_bytes() for path in (RUN / "checkpoints").iterdir()}
+    vp("train-heads", *flags)
+    assert before == {path.name: path.read_bytes() for path in (RUN / "checkpoints").iterdir()}
+    assert facts["seeds"]["seeds"] == [42, 43]
+    assert len(facts["fold_msle"]) == 3
+    run = open_run(RUN.resolve())
+    assert [run.member(0, "best", seed).seed for seed in run.seeds] == [42, 43]
+    assert vp("submit", "--quiet").exit_code == 0
+    assert len(submission()) == 8
+
+
+def test_a_fold_of_several_seeds_predicts_their_mean(job):
+    vp("train-heads", "--seeds", "3", *QUICK)
+    run = open_run(RUN.resolve())
+    table = pd.read_csv(RUN / "oof.csv")
+    assert table["log_pred_best"].notna().all()
+    ensembled = run.checkpoint(1, "final").heads
+    parts = [run.member(1, "final", seed).heads for seed in run.seeds]
+    np.testing.assert_allclose(ensembled.weights, np.mean([part.weights for part in parts], axis=0))
+    assert ensembled.baseline == pytest.approx(np.mean([part.baseline for part in parts]))
+    keys = set().union(*(json.loads(line) for line in (RUN / "metrics.jsonl").read_text().splitlines()))
+    assert {"fold_1/val/msle", "fold_1/seed_43/val/msle", "fold_1/seed_44/weights/image"} <= keys
+    assert "fold_1/seed_42/val/msle" not in keys
+
+
+def test_a_sweep_becomes_the_run_that_it_chose(job):
+    facts = last_json(vp("train-heads", *QUICK, "--sweep", "lr=1e-9,1e-2", "--near-duplicates", "--json"))
+    assert facts["sweep"]["chosen"] == {"lr": 1e-2}
+    assert open_run(RUN.resolve()).record["config"]["lr"] == 1e-2
+    assert facts["sweep"]["oof_msle_final"] == pytest.approx(facts["oof_msle_final"], rel=1e-6)
+    assert facts["near_duplicates"].keys() == {"image", "text", "cosine_above", "seconds"}
+    refused = vp("train-heads", "--head", "linear", "--sweep", "lr=1")
+    assert refused.exit_code == 2
+    assert "solves every penalty" in refused.stderr
+
+
+def test_a_joint_term_stands_beside_the_modalities_everywhere(job):
+    facts = last_json(vp("train-heads", "--head", "hybrid", "--joint", "--no-diagnostics", *SMALL, "--json"))
+    assert list(facts["weights"]) == list(facts["importance"]) == ["image", "text", "age", "joint"]
+    assert "contribution_joint" in pd.read_csv(RUN / "oof.csv").columns
+    run = open_run(RUN.resolve())
+    assert run.record["additive"] is False
+    assert run.modalities == ["image", "text", "age"]
+    assert vp("submit", "--quiet").exit_code == 0

@@ -35,7 +35,8 @@ class Line:
 
     modalities = ("age",)
     weights = raw_weights = standardisation = baseline = None  # a member has these as well
-    to_arrays = to_metadata = dict
+    to_arrays = to_metadata = averaged_with = dict
+    additive = True
 
     def predict(self, inputs):
         return self.at_birth + self.contributions(inputs)[0]
