@@ -33,19 +33,19 @@ class HeadsConfig:
 
     def __post_init__(self) -> None:
         rules = {
-            "--epochs must be at least 1": self.epochs >= 1,
-            "--lr must be above 0": self.lr > 0,
-            "--hidden-dim must be at least 2": self.hidden_dim >= 2,
-            "--dropout must be at least 0 and at most 0.99": 0 <= self.dropout <= 0.99,
-            "--batch-size must be at least 1": self.batch_size >= 1,
-            "--seed must not be negative": self.seed >= 0,
-            "--weight-decay must not be negative": self.weight_decay >= 0,
-            "--seeds must be at least 1": self.seeds >= 1,
-            "--patience must not be negative": self.patience >= 0,
-            "--joint belongs to --head hybrid": not self.joint or self.head == "hybrid",
+            f"--epochs must be at least 1, not {self.epochs}": self.epochs >= 1,
+            f"--lr must be above 0, not {self.lr}": self.lr > 0,
+            f"--hidden-dim must be at least 2, not {self.hidden_dim}": self.hidden_dim >= 2,
+            f"--dropout must be at least 0 and at most 0.99, not {self.dropout}": 0 <= self.dropout <= 0.99,
+            f"--batch-size must be at least 1, not {self.batch_size}": self.batch_size >= 1,
+            f"--seed must not be negative, as {self.seed} is": self.seed >= 0,
+            f"--weight-decay must not be negative, as {self.weight_decay} is": self.weight_decay >= 0,
+            f"--seeds must be at least 1, not {self.seeds}": self.seeds >= 1,
+            f"--patience must not be negative, as {self.patience} is": self.patience >= 0,
+            f"--joint belongs to --head hybrid, not to {self.head}": not self.joint or self.head == "hybrid",
         }
         if broken := [rule for rule, holds in rules.items() if not holds]:
-            raise ValueError(f"{'; '.join(broken)}, given {self}")
+            raise ValueError("; ".join(broken))
 
     def of_each_seed(self: Config) -> list[Config]:
         """The same configuration with one seed, for each of the `seeds`.

@@ -278,7 +278,7 @@ def test_a_file_that_cannot_be_read_is_named(vp_toml, content):
 
 def test_values_that_do_not_fit_together_are_a_usage_error(vp_toml):
     vp_toml.write_text("[train-heads]\ndropout = 1\nlr = 0\n")
-    with pytest.raises(UsageError, match=r"--lr must be above 0; --dropout must be .* at most 0.99"):
+    with pytest.raises(UsageError, match=r"--lr must be above 0, not .*; --dropout must be .* at most 0.99"):
         loaded("train-heads")
 
 
