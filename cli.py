@@ -133,9 +133,9 @@ def _report(outcome: Outcome, console: Console, *, json: bool) -> None:
 
 
 def _share_the_cores() -> None:
-    """Keep threads from waiting actively for each other; read when numpy and torch are loaded, a user's own choice wins.
+    """Keep threads from waiting actively for each other; a user's own choice wins.
 
-    With one of two cores taken by other work, the search of the linear head took 86 s with a thread per core and 5 s
+    Both are read when numpy and torch are loaded. With one of two cores taken by other work, the search of the linear head took 86 s with a thread per core and 5 s
     with one; on two free cores it takes 5 s either way.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
