@@ -359,8 +359,8 @@ def test_a_member_stops_when_it_has_not_improved_for_as_long_as_its_patience(wor
         errors = [record.msle for record in theirs.history]
         since = [epoch - int(np.argmin(errors[: epoch + 1])) for epoch in range(12)]
         assert len(ours.history) == next((epoch + 1 for epoch in range(12) if since[epoch] == 2), 12)
-        assert [replace(r, seconds=0) for r in ours.history] == [
-            replace(r, seconds=0) for r in theirs.history[: len(ours.history)]
+        assert [replace(r, seconds=0.0) for r in ours.history] == [
+            replace(r, seconds=0.0) for r in theirs.history[: len(ours.history)]
         ]
         assert ours.final_msle == pytest.approx(ours.history[-1].msle, rel=1e-5)
         assert ours.best_msle == pytest.approx(min(record.msle for record in ours.history), rel=1e-5)
