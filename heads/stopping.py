@@ -10,7 +10,7 @@ from heads.members import EpochRecord
 from heads.mlp import RawMember
 from heads.pack import Member
 
-WAIT = 8
+WAIT = 12
 """Epochs without improvement on the other folds after which a fold of a team stops: later gains were not seen."""
 
 
