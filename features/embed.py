@@ -171,12 +171,19 @@ class Device:
             self.fits = min(self.fits, size // 2)
 
 
+_OUT_OF_MEMORY = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDA error: out of memory",
+)
+
+
 def _is_out_of_memory(error: Exception) -> bool:
     # By name, because importing torch costs seconds; torch's own allocator for CPUs raises a plain RuntimeError.
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
-        or "DefaultCPUAllocator: can't allocate memory" in str(error)
+        or any(words in str(error) for words in _OUT_OF_MEMORY)
     )
 
 
