@@ -12,6 +12,7 @@ from typing import Any
 
 from features import durable
 from features.errors import CacheError
+from features.kinds import IMAGE
 from features.lock import WHOLE, Part, part_lock
 from features.making import Making, Timing, Workers
 from features.plan import (
@@ -120,9 +121,9 @@ def make_plan(table: VideoTable, recipe: Recipe) -> CachePlan:
     shards = []
     for index, start, stop in shard_ranges(len(table), recipe.rows_per_shard):
         for kind in recipe.dims:
-            texts = table.text_digest[start:stop].tobytes() if kind == "text" else b""
+            texts = table.text_digest[start:stop].tobytes() if kind != IMAGE else b""
             key = shard_key(encoder, kind, recipe.batch_size, table.ids[start:stop], texts)
-            stamps = thumbnail_stamps(table, start, stop) if kind == "image" else ""
+            stamps = thumbnail_stamps(table, start, stop) if kind == IMAGE else ""
             shards.append(PlannedShard(kind, index, start, stop, key, stamps))
     return CachePlan(
         semantic=recipe.semantic,

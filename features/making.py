@@ -14,6 +14,7 @@ from features import durable
 from features.decode import source_digest
 from features.embed import Donors, EncodedRows, Stopwatch
 from features.errors import CacheError
+from features.kinds import IMAGE
 from features.plan import TIMING, PlannedShard, unknown_environment
 from features.progress import Progress
 from features.shard_worker import Made, NoDonors, ShardJob, SplitContext, publish
@@ -204,7 +205,7 @@ class Making:
             return
         self._progress.warn(f"{self._table.path.name}: encoding the {kind} of id {lost.ids[0]} kills its worker")
         self._progress.advance(1)
-        is_text = kind == "text"
+        is_text = kind != IMAGE
         source = lost.text_digests[0].tobytes() if is_text else source_digest(lost.thumbnails[0])
         self._piece(lost, EncodedRows.without_vector(Status.WORKER_CRASH, source, context.dims[kind]), context)
 
@@ -223,14 +224,14 @@ class Making:
 
     def _job(self, planned: PlannedShard) -> ShardJob:
         table, start, stop = self._table, planned.start, planned.stop
-        is_text = planned.kind == "text"
+        is_text = planned.kind != IMAGE
         return ShardJob(
             planned=planned,
             start=start,
             stop=stop,
             ids=table.ids[start:stop],
             thumbnails=[] if is_text else [table.thumbnail(row) for row in range(start, stop)],
-            texts=table.texts(start, stop) if is_text else [],
+            texts=[text.of_kind(planned.kind) for text in table.texts(start, stop)] if is_text else [],
             text_digests=table.text_digest[start : stop if is_text else start],
         )
 

@@ -62,7 +62,7 @@ class CachePlan:
         Versions and device: other values may change the last bits of a vector. Several values of one field are joined
         by semicolons.
     dims
-        Kind of vector (`image`, `text`) -> its dimension.
+        Kind of vector (one of `features.kinds.KINDS`) -> its dimension.
     superseded
         Files in the folder that look valid but were made from thumbnails that have changed since.
     """

@@ -11,6 +11,7 @@ from jaxtyping import Float16, Int64, UInt8
 
 from features.decode import source_digest
 from features.errors import CacheError
+from features.kinds import IMAGE
 from features.plan import MANIFEST, NEXT_MANIFEST, CachePlan, PlannedShard, read_plan
 from features.shards import FILE_NAME, Shard, max_shard_bytes, read_shard
 from features.status import Status, unknown
@@ -150,7 +151,7 @@ def stamps_of(table: VideoTable, rows: Iterable[int]) -> str:
 
 def _has_same_sources(table: VideoTable, shard: PlannedShard, found: FoundShard) -> bool:
     """Compare the thumbnails' bytes with what the shard was made from (its texts are part of its key)."""
-    if shard.kind != "image":
+    if shard.kind != IMAGE:
         return True
     return all(
         source_digest(table.thumbnail(row)) == found.source_digest[row - shard.start].tobytes()

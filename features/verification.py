@@ -13,6 +13,7 @@ from jaxtyping import Bool
 
 from features.errors import CacheError
 from features.inspection import Inspection, inspect
+from features.kinds import IMAGE, KINDS
 from features.plan import CachePlan, PlannedShard, shard_key
 from features.progress import Progress
 from features.shards import Shard, ShardFacts, max_shard_bytes, read_shard
@@ -139,9 +140,9 @@ def _identity_fault(shard: Shard, plan: CachePlan, planned: PlannedShard) -> str
     ]
     if wrong:
         return f"is another shard than the manifest says: {'; '.join(wrong)}"
-    if shard.kind not in ("image", "text"):
+    if shard.kind not in KINDS:
         return ""
-    texts = shard.source_digest.tobytes() if shard.kind == "text" else b""
+    texts = shard.source_digest.tobytes() if shard.kind != IMAGE else b""
     if shard_key(plan.encoder, shard.kind, plan.batch_size, shard.ids, texts) != planned.key:
         return "holds other ids or texts than the plan"
     return ""

@@ -418,6 +418,28 @@ def test_a_dataset_without_thumbnails_and_dates_trains_on_what_it_has(job):
     assert list(last_json(vp("train-heads", *QUICK, "--json"))["weights"]) == ["text", "age"]
 
 
+def test_titles_and_descriptions_can_have_vectors_of_their_own(job):
+    """The thumbnails' vectors serve both ways, and a run reads new videos as it read those it was trained on."""
+    shutil.rmtree("work/embeddings")
+    extract = ("extract", "--model", "tiny", "--precision", "fp32", "--json")
+    assert last_json(vp(*extract))["shards_written"] == 4
+    separate = last_json(vp(*extract, "--text", "separate"))
+    assert (separate["shards_written"], separate["shards_kept"]) == (4, 2)
+    assert vp("verify", "--quiet").exit_code == 0
+    weights = last_json(vp("train-heads", "--head", "linear", "--no-diagnostics", "--quiet", "--json"))["weights"]
+    assert list(weights) == ["image", "title", "description", "age"]
+    test = pd.read_csv("dataset/test.csv", dtype=str, keep_default_na=False)
+    columns = {"image": "test/" + test["id"] + ".jpg", "title": test["title"], "description": test["description"]}
+    pd.DataFrame(columns | {"date": test["date"]}).to_csv("dataset/new.csv", index=False)
+    assert vp("submit").exit_code == 0
+    assert vp("predict", "--csv", "dataset/new.csv", "--out", "new_views.csv").exit_code == 0
+    np.testing.assert_allclose(pd.read_csv("new_views.csv")["views"], submission()["views"], rtol=2e-3)
+    assert vp("report").exit_code == 0
+    assert "description" in (RUN / "report.html").read_text()
+    back = last_json(vp(*extract))
+    assert (back["shards_written"], back["shards_kept"]) == (0, 4)
+
+
 def test_data_goes_to_stdout_and_everything_else_to_stderr(trained):
     result = vp("submit")
     assert "next: vp score" in result.stderr

@@ -1,5 +1,6 @@
 """The cache: nothing is lost, nothing is mixed, nothing is done twice."""
 
+import csv
 import errno
 import os
 import random
@@ -357,3 +358,23 @@ def test_texts_are_padded_to_a_multiple_of_eight_and_no_further_than_the_encoder
     cache_world.folder = cache_world.folder.with_name("whole")
     make(cache_world, whole)
     assert set(whole.pads) == {20}
+
+
+def test_titles_and_descriptions_are_encoded_alone_where_each_has_its_vector(cache_world, fake_encoder):
+    columns = [["id", "title", "description", "views", "year"]]
+    rows = [
+        [id_, f"title {row}", f"words {row % 3}" * (row % 2), views, 2020]
+        for row, (id_, _, views, _) in enumerate(cache_world.rows)
+    ]
+    with (cache_world.data / "train_val.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([*columns, *rows])
+    summary = cache_world.make(fake_encoder(), dims={"title": 4, "description": 4})
+    store, encoder = EmbeddingStore.open(cache_world.folder), fake_encoder()
+    for kind, texts in (("title", [row[1] for row in rows]), ("description", [row[2] for row in rows])):
+        read = store.read(kind)
+        tokens, _ = encoder.tokenize([text or "x" for text in texts])
+        expected = encoder.encode_tokens(tokens, 20)
+        there = np.array([bool(text) for text in texts])
+        np.testing.assert_array_equal(read.present, there)
+        np.testing.assert_array_equal(read.vectors[there], expected[there].astype(np.float16))
+    assert summary.statuses["description"] == {"ok": 11, "empty_text": 11}
