@@ -103,7 +103,7 @@ class Terminated(BaseException):
 def _run(stage: Stage, configure: Callable[[], Any], console: Console, *, json: bool) -> int:
     """Run one stage to its exit code; a user's mistake is one message, a bug keeps its traceback."""
     _turn_signals_into_exceptions()
-    _share_the_cores()
+    _set_up_libraries()
     try:
         outcome = stage(configure(), console)
     except EXPECTED_ERRORS as error:
@@ -132,13 +132,15 @@ def _report(outcome: Outcome, console: Console, *, json: bool) -> None:
         console.json(facts)
 
 
-def _share_the_cores() -> None:
-    """Give numpy's BLAS half of the cores; it reads this when it is loaded, and a user's own choice wins.
+def _set_up_libraries() -> None:
+    """Say what libraries read when they are loaded; a user's own choice wins.
 
-    Its threads wait actively for each other. With one of two cores taken by other work, the search of the linear head
-    took 86 s with two threads and 5 s with one; on two free cores 3.6 s and 5.1 s.
+    numpy's BLAS gets half of the cores, because its threads wait actively for each other: with one of two cores taken
+    by other work, the search of the linear head took 86 s with two threads and 5 s with one; on two free cores 3.6 s
+    and 5.1 s. GPUs are numbered as nvidia-smi numbers them; left alone, CUDA calls the fastest one 0.
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // 2)))
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
 
 
 def _turn_signals_into_exceptions() -> None:

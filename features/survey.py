@@ -13,7 +13,7 @@ from features.decode import source_digest
 from features.errors import CacheError
 from features.kinds import IMAGE
 from features.plan import MANIFEST, NEXT_MANIFEST, CachePlan, PlannedShard, read_plan
-from features.shards import FILE_NAME, Shard, max_shard_bytes, read_shard
+from features.shards import FILE_NAME, Shard, ShardMemory, max_shard_bytes, read_shard
 from features.status import Status, unknown
 from features.store import READ_THREADS
 from features.videos import VideoTable
@@ -65,10 +65,12 @@ def read_survey(folder: Path, dims: Mapping[str, int], rows_per_shard: int) -> S
     names = sorted(path.name for path in folder.glob("*.h5")) if folder.is_dir() else []
     kinds = {name: match["kind"] for name in names if (match := FILE_NAME.fullmatch(name)) and match["kind"] in dims}
 
+    memory = ShardMemory()
+
     def verified(name: str) -> FoundShard | None:
         try:
             limit = max_shard_bytes(rows, dims[kinds[name]])
-            shard = read_shard(folder / name, max_bytes=limit)
+            shard = read_shard(folder / name, max_bytes=limit, memory=memory)
         except CacheError:
             return None
         return None if unknown(shard.status).any() else FoundShard.of(name, shard)

@@ -16,7 +16,7 @@ from features.inspection import Inspection, inspect
 from features.kinds import IMAGE, KINDS
 from features.plan import CachePlan, PlannedShard, shard_key
 from features.progress import Progress
-from features.shards import Shard, ShardFacts, max_shard_bytes, read_shard
+from features.shards import Shard, ShardFacts, ShardMemory, max_shard_bytes, read_shard
 from features.staleness import Some, compare
 from features.status import Status, unknown
 from features.store import READ_THREADS
@@ -75,6 +75,7 @@ class _Verification:
     def __init__(self, inspection: Inspection, plan: CachePlan, extract: str, progress: Progress) -> None:
         self._inspection, self._plan, self._extract, self._progress = inspection, plan, f"`{extract}`", progress
         self._folder = inspection.folder
+        self._memory = ShardMemory()
         self._good: dict[Place, ShardFacts] = {}
 
     def unfinished(self) -> Iterator[Fault]:
@@ -105,7 +106,8 @@ class _Verification:
         if not path.exists():
             return None, [Fault(path, "is missing", self._extract)]
         try:
-            shard = read_shard(path, max_bytes=max_shard_bytes(planned.rows, self._plan.dims[planned.kind]))
+            limit = max_shard_bytes(planned.rows, self._plan.dims[planned.kind])
+            shard = read_shard(path, max_bytes=limit, memory=self._memory)
         except CacheError as error:
             what = str(error).removeprefix(f"shard {path} ").removeprefix(f"shard {name} ")
             return None, [Fault(path, what.removesuffix(": run `vp extract` again"), self._extract)]

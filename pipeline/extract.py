@@ -14,7 +14,7 @@ from features.encoders import EncoderConfig, cache_tag, resolve_encoder
 from features.errors import UsageError
 from features.families import load_encoder
 from features.kinds import IMAGE, SEPARATE, TEXT, tower_of, towers_of
-from features.plan import MANIFEST, NEXT_MANIFEST, CachePlan, read_plan
+from features.plan import MANIFEST, NEXT_MANIFEST, CachePlan, read_plan, several
 from features.preprocess import cut_thumbnail
 from features.progress import Progress
 from features.shard_worker import Made, ShardJob, ShardSetup
@@ -62,7 +62,7 @@ def extract(config: ExtractConfig, progress: Progress) -> Outcome:
     earlier = next(filter(None, map(_earlier_plan, folders.values())), None)
     encoder = _resolve(config, workspace, earlier, progress)
     kinds = _readable(config, encoder, kinds, progress)
-    recipe = _recipe(config, encoder, {kind: encoder.dim[tower_of(kind)] for kind in kinds}, earlier, devices[0])
+    recipe = _recipe(config, encoder, {kind: encoder.dim[tower_of(kind)] for kind in kinds}, earlier, devices)
     if recipe.semantic["precision"] == INT8:
         measured = int8_record(
             encoder, towers_of(kinds), dataset.train, device=devices[0], earlier=earlier, progress=progress
@@ -163,16 +163,20 @@ def _readable(config: ExtractConfig, encoder: EncoderConfig, kinds: Sequence[str
 
 
 def _recipe(
-    config: ExtractConfig, encoder: EncoderConfig, dims: Mapping[str, int], earlier: CachePlan | None, device: str
+    config: ExtractConfig,
+    encoder: EncoderConfig,
+    dims: Mapping[str, int],
+    earlier: CachePlan | None,
+    devices: Sequence[str],
 ) -> Recipe:
     """Options that are left to vp follow the cache, if there is one, so that any machine can go on with it."""
-    on_cpu = device == "cpu"
+    on_cpu = devices[0] == "cpu"
     precision = str(config.precision)
     if precision == "auto":
-        precision = earlier.semantic["precision"] if earlier else auto_precision(device)
+        precision = earlier.semantic["precision"] if earlier else auto_precision(devices)
     return Recipe(
         semantic={**encoder.semantic(), "precision": precision, "stored_as": "float16"},
-        environment=_environment(encoder, device) | ({"compile": "image tower"} if config.compile else {}),
+        environment=_environment(encoder, devices) | ({"compile": "image tower"} if config.compile else {}),
         dims=dims,
         batch_size=config.batch_size or (earlier.batch_size if earlier else CPU_BATCH if on_cpu else GPU_BATCH),
         rows_per_shard=earlier.rows_per_shard if earlier else CPU_ROWS_PER_SHARD if on_cpu else GPU_ROWS_PER_SHARD,
@@ -203,8 +207,12 @@ def _load_encoder(encoder: EncoderConfig, precision: str, compiled: bool, tower:
     return load_encoder(encoder, [tower], device, precision, compiled=compiled)
 
 
-def _environment(encoder: EncoderConfig, device: str) -> dict[str, str]:
+def _environment(encoder: EncoderConfig, devices: Sequence[str]) -> dict[str, str]:
     """Where the encoder came from, and what may change the last bits of a vector but not what it means."""
     packages = ("torch", "transformers", "tokenizers", "pillow", "h5py", "numpy")
-    origin = {"source": encoder.source, "revision": encoder.revision or "", "device": device_name(device)}
+    origin = {
+        "source": encoder.source,
+        "revision": encoder.revision or "",
+        "device": several(map(device_name, devices)),
+    }
     return origin | {name: version(name) for name in ("vp", *packages)}
