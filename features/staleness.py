@@ -182,10 +182,13 @@ class _Comparison:
             self._found.added.add(self._ids(np.flatnonzero(~cached)))
 
     def _compare_texts(self, shard: PlannedShard) -> None:
-        found, rows = self._pair(shard)
-        if found is None or shard.index in self._texts_known or (shard.kind, shard.index) in self._same:
+        if shard.index in self._texts_known or (shard.kind, shard.index) in self._same:
             return
         self._texts_known.add(shard.index)  # titles and descriptions have the same digests
+        found, rows = self._pair(shard)
+        if found is None:
+            self._found.unknown += shard.rows if self._rows[shard.index] is not None else 0  # else counted already
+            return
         there = np.flatnonzero(rows >= 0)
         changed = (self._table.text_digest[rows[there]] != found.source_digest[there]).any(axis=1)
         self._found.texts.add(self._ids(rows[there[changed]]))

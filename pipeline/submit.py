@@ -34,6 +34,7 @@ from pipeline.members import (
 )
 from pipeline.oof import NotComparableError, read_oof
 from pipeline.outcome import Outcome, table
+from pipeline.outdated import tell_outdated
 from pipeline.runs import Run, only_run, open_run
 from pipeline.sample import submission_shape
 from pipeline.settings import to_plain
@@ -95,6 +96,7 @@ def _read(config: SubmitConfig, progress: Progress) -> _Ensemble:
         members = fold_members(workspace, runs[0], videos, config.checkpoint, stream=config.stream)
     else:
         members = run_members(workspace, runs, videos, config.checkpoint, config.space, stream=config.stream)
+    tell_outdated(config, (tag for run in runs for tag in run.part("encoders")), videos, progress)
     return _Ensemble(workspace, runs, dataset, videos, members, target)
 
 

@@ -43,7 +43,10 @@ class Workspace:
     def run(self, name: str) -> Path:
         """The folder of one run."""
         if not _NAME.fullmatch(name):
-            raise UsageError(f"a run's name is made of letters, digits, '.', '_' and '-', up to 64, not {name!r}")
+            raise UsageError(
+                "a run's name is made of letters, digits, '.', '_' and '-', up to 64, and begins with a letter or a "
+                f"digit, not {name!r}"
+            )
         return self.runs / name
 
     def submission(self, runs: Sequence[str], method: str) -> Path:
