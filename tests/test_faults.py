@@ -10,6 +10,8 @@ import errno
 import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,6 +24,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import cli
 from features import durable
 from features.errors import CacheError
 from features.preprocess import cut_thumbnail
@@ -29,7 +32,16 @@ from features.store import EmbeddingStore
 from pipeline.runs import open_run
 from tests.command_line import last_json, vp
 from tests.conftest import FakeEncoder, WorkersHere
-from tests.faulty_disk import CountingDisk, CrowdedDisk, Died, DyingProcess, FailingDisk, PowerCut, SteppedDisk
+from tests.faulty_disk import (
+    CountingDisk,
+    CrowdedDisk,
+    Died,
+    DyingProcess,
+    FailingDisk,
+    PowerCut,
+    ReadOnlyDisk,
+    SteppedDisk,
+)
 
 CODES = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 TRAIN, TEST = 6, 4
@@ -80,7 +92,7 @@ def files(pattern: str) -> dict[str, object]:
 
 @dataclass(frozen=True)
 class Command:
-    """One command: how it is typed, what takes a folder in which all have run to the state before it, and its results."""
+    """How it is typed, what takes a folder in which all commands have run to the state before it, and its results."""
 
     words: str
     before: Callable[[], object]
@@ -128,15 +140,19 @@ class Noon(datetime):
         return cls(2026, 1, 1, 12, tzinfo=tz)
 
 
+def stop_the_clock(patch: pytest.MonkeyPatch) -> None:
+    for module in ("features.cache", "pipeline.train_heads", "pipeline.submit"):
+        patch.setattr(f"{module}.datetime", Noon)
+    patch.setattr("pipeline.train_heads.time", SimpleNamespace(monotonic=lambda: 0.0))
+
+
 @pytest.fixture(scope="module", autouse=True)
 def small_and_still():
     """Shards of a few rows, made in this process by an encoder of nothing, and no time that passes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipeline.extract._workers", workers_of_this_process)
         patch.setattr("pipeline.extract.CPU_ROWS_PER_SHARD", 4)
-        for module in ("features.cache", "pipeline.train_heads", "pipeline.submit"):
-            patch.setattr(f"{module}.datetime", Noon)
-        patch.setattr("pipeline.train_heads.time", SimpleNamespace(monotonic=lambda: 0.0))
+        stop_the_clock(patch)
         yield
 
 
@@ -296,6 +312,61 @@ def test_a_machine_that_stops_before_any_call_to_the_disk_loses_nothing(job, tmp
         disk.happen(job.root)
         job.check()
         job.finish()
+
+
+def test_on_a_disk_that_cannot_be_written_what_is_finished_can_be_used_and_nothing_else_is_begun(finished, monkeypatch):
+    monkeypatch.chdir(finished)
+    monkeypatch.setattr(durable, "calls", ReadOnlyDisk())
+    before = work_folder()
+    for words in ("extract --model tiny", "status", "verify", "prune", "predict --run lines --year 2014 --title x"):
+        assert vp(*words.split(), "--quiet").exit_code == 0, words
+    for words in (HEADS, "submit --run lines", "report --run lines", "prune --yes --run lines"):
+        result = vp(*words.split(), "--quiet")
+        assert (result.exit_code, "Read-only file system" in result.stderr) == (5, True), words
+    assert work_folder() == before
+
+
+DIE = """
+import os, sys
+import cli, pytest
+from features import durable
+from tests.faulty_disk import DyingProcess
+from tests.test_faults import stop_the_clock
+
+class Ending(DyingProcess):
+    def before(self, call):
+        self.left -= 1
+        if self.left == 0:
+            os._exit(137)
+
+stop_the_clock(pytest.MonkeyPatch())
+for line in sys.stdin:
+    folder, at, *words = line.split()
+    child = os.fork()
+    if child == 0:
+        os.chdir(folder)
+        durable.calls = Ending(int(at))
+        cli.app([*words, "--quiet"])
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.mark.parametrize("name", ["train-heads again", "submit again"])
+def test_a_process_that_is_really_gone_leaves_what_the_next_one_needs(finished, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    job = Job(COMMANDS[name], finished, tmp_path / "job")
+    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parent)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment}
+    with subprocess.Popen([sys.executable, "-c", DIE], **pipes) as forking:
+        for at in range(1, len(job.calls), max(1, len(job.calls) // 6)):
+            job.anew()
+            print(job.root, at, job.command.words, file=forking.stdin, flush=True)
+            assert forking.stdout.readline() == "137\n"
+            job.check()
+            assert job.run().exit_code == 0
+            assert job.command.found() == job.new
+            assert job.published() == job.names
+        forking.stdin.close()
 
 
 def test_signals_and_short_writes_are_not_noticed(job):
