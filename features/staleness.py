@@ -17,7 +17,7 @@ from features.plan import CachePlan, PlannedShard, shard_key, shard_ranges
 from features.progress import Progress
 from features.shards import ShardFacts
 from features.store import READ_THREADS
-from features.survey import Place, stamps_of
+from features.survey import Place, stamps_of, thumbnail_stamps
 from features.videos import VideoTable
 
 EXAMPLES = 5
@@ -115,6 +115,23 @@ def compare(
     return _Comparison(plan, shards, table, progress).run(contents=contents)
 
 
+def changed_kinds(plan: CachePlan, table: VideoTable) -> list[str]:
+    """Kinds of vector of which some row's place, text, or thumbnail's size or time is another now; reads no shard."""
+    return [kind for kind in plan.dims if any(_is_changed(plan, shard, table) for shard in plan.of_kind(kind))]
+
+
+def _is_changed(plan: CachePlan, shard: PlannedShard, table: VideoTable) -> bool:
+    if _key(plan, table, shard.kind, shard.start, shard.stop) != shard.key:
+        return True
+    return shard.kind == "image" and thumbnail_stamps(table, shard.start, shard.stop) != shard.stamps
+
+
+def _key(plan: CachePlan, table: VideoTable, kind: str, start: int, stop: int) -> str:
+    """The key that a shard of these rows of the dataset would have."""
+    texts = table.text_digest[start:stop].tobytes() if kind == "text" else b""
+    return shard_key(plan.encoder, kind, plan.batch_size, table.ids[start:stop], texts)
+
+
 class _Comparison:
     def __init__(
         self, plan: CachePlan, shards: Mapping[Place, ShardFacts], table: VideoTable, progress: Progress
@@ -123,7 +140,7 @@ class _Comparison:
         self._planned = {(shard.kind, shard.index): shard for shard in plan.shards}
         self._found = Staleness()
         ranges = shard_ranges(len(table), plan.rows_per_shard)
-        keys = {(kind, index): self._key(kind, start, stop) for index, start, stop in ranges for kind in plan.dims}
+        keys = {(kind, index): _key(plan, table, kind, *rows) for index, *rows in ranges for kind in plan.dims}
         self._same = {place for place, shard in self._planned.items() if keys.get(place) == shard.key}
         all_same = len(self._same) == len(self._planned)
         self._row_of = {} if all_same else {id_: row for row, id_ in enumerate(table.ids)}
@@ -145,11 +162,6 @@ class _Comparison:
                 self._progress.advance(shard.rows)
         self._progress.end()
         return self._found
-
-    def _key(self, kind: str, start: int, stop: int) -> str:
-        """The key that a shard of these rows of the dataset would have."""
-        texts = self._table.text_digest[start:stop].tobytes() if kind == "text" else b""
-        return shard_key(self._plan.encoder, kind, self._plan.batch_size, self._table.ids[start:stop], texts)
 
     def _rows_of(self, index: int) -> Rows | None:
         """Where the rows of a shard stand in the table (-1: not any more); None if no shard can tell."""

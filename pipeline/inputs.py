@@ -10,10 +10,13 @@ from jaxtyping import Int32, Int64, Shaped, UInt8
 
 from features.dates import ages_years, calendar_columns
 from features.errors import CacheError, UsageError
+from features.progress import Progress
+from features.staleness import changed_kinds
 from features.store import EmbeddingStore
 from features.videos import VideoTable
 from features.words import hashed_words
 from heads.inputs import AnyBlock, Block, Category, Inputs, Words
+from pipeline.dataset import Dataset
 from pipeline.workspace import Workspace
 
 AGE, CHANNEL, WORDS = "age", "channel", "words"
@@ -88,6 +91,18 @@ def gather(workspace: Workspace, sources: Sequence[Source], videos: VideoTable, 
         if source.kind == "image":
             thumbnail_digest = embeddings.source_digest
     return Gathered(Inputs(tuple(blocks)), {tag: store.plan.encoder for tag, store in stores.items()}, thumbnail_digest)
+
+
+def tell_changed(workspace: Workspace, sources: Sequence[Source], dataset: Dataset, progress: Progress) -> None:
+    """Warn where the vectors of the training videos were made from other rows, texts or thumbnails than those now."""
+    for tag, store in open_stores(workspace, sources, dataset.train.split).items():
+        there = set(dataset.encodable) & {source.kind for source in sources if source.tag == tag}
+        changed = [kind for kind in changed_kinds(store.plan, dataset.train) if kind in there]
+        if changed:
+            progress.warn(
+                f"rows changed, or thumbnails were written again, since the {' and '.join(changed)} vectors in "
+                f"{store.folder} were made: `vp status` tells more, and `vp extract` encodes what is new"
+            )
 
 
 def open_stores(workspace: Workspace, sources: Sequence[Source], split: str) -> dict[str, EmbeddingStore]:

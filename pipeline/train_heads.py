@@ -28,7 +28,7 @@ from pipeline.config import TrainHeadsConfig
 from pipeline.dataset import Dataset, read_dataset
 from pipeline.diagnostics import diagnose, told
 from pipeline.fitting import Fitted, told_sweep, train, tried
-from pipeline.inputs import Gathered, Source, choose_sources
+from pipeline.inputs import Gathered, Source, choose_sources, tell_changed
 from pipeline.memory import training_streams
 from pipeline.model_card import FILE as MODEL_CARD
 from pipeline.model_card import model_card
@@ -174,6 +174,7 @@ def _gathered_task(config: TrainHeadsConfig, workspace: Workspace, progress: Pro
     read = dataset.tables if config.diagnostics else [videos]
     splits = [table.split for table in read if table is videos or _is_cached(workspace, sources, table)]
     stream = training_streams(config, workspace, sources, splits)
+    tell_changed(workspace, sources, dataset, progress)
     if stream:
         progress.note("the vectors stay on disk: every pass reads them shard by shard")
     gathered = read_inputs(workspace, sources, videos, reference, stream=stream, progress=progress)

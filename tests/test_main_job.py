@@ -328,6 +328,32 @@ def test_an_extraction_that_is_stopped_goes_on_to_the_undisturbed_cache(job, num
     assert sorted(path.name for path in Path("work").rglob("*.h5")) == undisturbed
 
 
+@pytest.mark.parametrize(("change", "kinds"), [("thumbnail", "image"), ("title", "text"), ("order", "image and text")])
+def test_training_on_vectors_of_another_dataset_is_warned_of(job, change, kinds):
+    assert "were made" not in vp("train-heads", *QUICK).stderr
+    table = pd.read_csv("dataset/train_val.csv", dtype=str, keep_default_na=False)
+    if change == "thumbnail":
+        next(Path("dataset/train_val").iterdir()).write_bytes(b"another picture")
+    elif change == "title":
+        table.loc[3, "title"] = "another title"
+    else:
+        table = table[::-1]
+    table.to_csv("dataset/train_val.csv", index=False)
+    result = vp("train-heads", *QUICK)
+    assert result.exit_code == 0
+    assert (
+        f"warning: rows changed, or thumbnails were written again, since the {kinds} vectors in "
+        "work/embeddings/tiny/train_val were made: `vp status` tells more, and `vp extract` encodes what is new\n"
+    ) in result.stderr
+
+
+def test_a_dataset_that_is_there_without_its_thumbnails_is_no_reason_to_warn(job):
+    shutil.rmtree("dataset/train_val")
+    shutil.rmtree("dataset/test")
+    result = vp("train-heads", *QUICK)
+    assert (result.exit_code, "were made" in result.stderr) == (0, False)
+
+
 TERMINATED_TWICE = """
 import time, cli
 from pipeline.console import Console
