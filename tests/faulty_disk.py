@@ -2,7 +2,8 @@
 
 import errno
 import os
-import stat
+import uuid
+from dataclasses import dataclass
 from pathlib import Path
 
 from features import durable
@@ -90,6 +91,23 @@ class DyingProcess(SteppedDisk):
             raise Died
 
 
+@dataclass
+class _Rename:
+    """A rename that the disk may not have yet: `folder` (inode) was not flushed since. `old` is what it replaced."""
+
+    source: Path
+    target: Path
+    folder: int
+    old: Path | None
+
+    def follow(self, other: "_Rename") -> None:
+        """Stay where it is although a folder above it got another name."""
+        for name in ("source", "target"):
+            path = getattr(self, name)
+            if path.is_relative_to(other.source):
+                setattr(self, name, other.target / path.relative_to(other.source))
+
+
 class PowerCut(DyingProcess):
     """The machine stops before call number `at`: bytes that were not flushed are torn, and names that were not may be.
 
@@ -99,44 +117,40 @@ class PowerCut(DyingProcess):
     def __init__(self, at: int, spare: Path, *, names_lost: bool) -> None:
         super().__init__(at)
         self._spare, self._names_lost = spare, names_lost
-        self._unflushed: dict[int, Path] = {}  # inode -> a name it had
-        self._paths: dict[int, Path] = {}  # open descriptor -> name
-        self._renamed: list[tuple[Path, Path, Path | None]] = []  # source, target, what the target was
-
-    def create(self, path):
-        descriptor = super().create(path)
-        self._paths[descriptor] = path
-        return descriptor
+        self._unflushed: set[int] = set()  # inodes
+        self._renames: list[_Rename] = []
 
     def write(self, descriptor, data):
         written = super().write(descriptor, data)
-        self._unflushed[os.fstat(descriptor).st_ino] = self._paths[descriptor]
+        self._unflushed.add(os.fstat(descriptor).st_ino)
         return written
 
     def sync(self, descriptor):
         super().sync(descriptor)
-        facts = os.fstat(descriptor)
-        self._unflushed.pop(facts.st_ino, None)
-        if stat.S_ISDIR(facts.st_mode):
-            self._renamed = [move for move in self._renamed if not os.path.samestat(facts, move[1].parent.stat())]
+        flushed = os.fstat(descriptor).st_ino
+        self._unflushed.discard(flushed)
+        for rename in [rename for rename in self._renames if rename.folder == flushed]:
+            self._renames.remove(rename)
+            for other in self._renames:
+                other.follow(rename)
 
     def replace(self, source, target):
         old = None
         if target.is_file():
-            old = self._spare / f"{len(list(self._spare.iterdir()))}"
+            old = self._spare / uuid.uuid4().hex
             os.link(target, old)
         super().replace(source, target)
-        self._renamed.append((source, target, old))
+        self._renames.append(_Rename(source, target, target.parent.stat().st_ino, old))
 
     def happen(self, root: Path) -> None:
         """Take away what the disk never got."""
         for path in root.rglob("*"):
             if path.is_file() and path.stat().st_ino in self._unflushed:
                 os.truncate(path, path.stat().st_size // 2)
-        for source, target, old in reversed(self._renamed) if self._names_lost else ():
-            target.replace(source)
-            if old is not None:
-                old.replace(target)
+        for rename in reversed(self._renames) if self._names_lost else ():
+            rename.target.replace(rename.source)
+            if rename.old is not None:
+                rename.old.replace(rename.target)
 
 
 class CrowdedDisk(SteppedDisk):
