@@ -9,12 +9,14 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from features.errors import StorageError
 from pipeline.config import (
     CONFIG_OF,
     CompareConfig,
@@ -29,7 +31,7 @@ from pipeline.config import (
     TrainHeadsConfig,
     VerifyConfig,
 )
-from pipeline.console import Console
+from pipeline.console import Console, lead_nowhere
 from pipeline.errors import EXPECTED_ERRORS, exit_code
 from pipeline.outcome import Outcome
 from pipeline.settings import Option, load, options_of
@@ -102,6 +104,7 @@ class Terminated(BaseException):
 
 def _run(stage: Stage, configure: Callable[[], Any], console: Console, *, json: bool) -> int:
     """Run one stage to its exit code; a user's mistake is one message, a bug keeps its traceback."""
+    _open_closed_streams()
     _turn_signals_into_exceptions()
     _set_up_libraries()
     try:
@@ -116,7 +119,11 @@ def _run(stage: Stage, configure: Callable[[], Any], console: Console, *, json: 
     try:
         _report(outcome, console, json=json)
     except BrokenPipeError:  # `vp ... | head`: the work is done and kept
-        _close_stdout()
+        lead_nowhere(sys.stdout)
+    except OSError as error:
+        lead_nowhere(sys.stdout)
+        console.error(f"the result cannot be written to stdout: {error.strerror}; what was made is kept")
+        outcome = replace(outcome, error=outcome.error or StorageError())
     return 0 if outcome.error is None else exit_code(outcome.error)
 
 
@@ -130,6 +137,15 @@ def _report(outcome: Outcome, console: Console, *, json: bool) -> None:
         console.note(f"next: {outcome.next_command}")
     if json:
         console.json(facts)
+
+
+def _open_closed_streams() -> None:
+    """`vp ... >&-`: otherwise the first file that is opened gets the number of the stream, and what is printed."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            os.dup2(nowhere, number)
+            setattr(sys, name, os.fdopen(number, "w" if number else "r"))
 
 
 def _set_up_libraries() -> None:
@@ -151,11 +167,6 @@ def _turn_signals_into_exceptions() -> None:
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), stop)
-
-
-def _close_stdout() -> None:
-    """Nobody reads any more; without this the interpreter complains when it flushes at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @command(ExtractConfig)

@@ -60,6 +60,7 @@ def submit(config: SubmitConfig, progress: Progress) -> Outcome:
     text = shape.as_csv(ensemble.videos.ids, target.from_log(log_views), non_negative=target.kind == "log1p")
     shift = _shift(config, ensemble, weights, log_views)
     path = ensemble.workspace.submission([run.name for run in runs], config.method)
+    durable.remove_leftovers(path.parent)
     durable.publish(path, text)
     info = _info(config, ensemble, weights, log_views) | facts | {"distribution": shift.to_dict()}
     info["submission"] = {"header": shape.header, "order": shape.order_of, "sha256": _sha256(text.encode())}

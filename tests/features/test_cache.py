@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from datetime import datetime
 
 import numpy as np
 import pytest
@@ -104,14 +105,37 @@ def test_only_missing_shards_are_made_again(cache_world, fake_encoder):
     assert names(cache_world) == before
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
+def test_times_from_the_future_and_a_clock_that_went_back_change_nothing(cache_world, fake_encoder, monkeypatch):
+    make(cache_world, fake_encoder())
+    before = names(cache_world)
+    for path in [*cache_world.folder.iterdir(), *cache_world.data.rglob("*")]:
+        os.utime(path, (4e9, 4e9))
+
+    class Yesterday(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(1970, 1, 2, tzinfo=tz)
+
+    for module in ("features.cache", "features.lock"):
+        monkeypatch.setattr(f"{module}.datetime", Yesterday)
+    assert make(cache_world, None).shards_kept == 6
+    (cache_world.folder / before[0]).unlink()
+    assert make(cache_world, fake_encoder()).shards_written == 1
+    assert names(cache_world) == before
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "folder"])
 def test_a_damaged_shard_is_set_aside_and_only_it_is_made_again(cache_world, fake_encoder, damage):
     make(cache_world, fake_encoder())
     before = names(cache_world)
     path = cache_world.folder / before[0]
     raw = bytearray(path.read_bytes())
     raw[len(raw) // 2] ^= 1
-    path.write_bytes({"flip": bytes(raw), "cut": bytes(raw[:100]), "empty": b""}[damage])
+    path.unlink()
+    if damage == "folder":
+        path.mkdir()
+    else:
+        path.write_bytes({"flip": bytes(raw), "cut": bytes(raw[:100]), "empty": b""}[damage])
     with pytest.raises(CacheError, match="damaged"):
         vectors_by_id(cache_world)
     summary = make(cache_world, fake_encoder())
