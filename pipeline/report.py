@@ -18,6 +18,7 @@ from pipeline.report_page import page
 from pipeline.report_pictures import pictures_of
 from pipeline.report_sources import Notices, find_videos, read_run_files
 from pipeline.report_words import NBSP, Words
+from pipeline.run_record import open_whole_run
 from pipeline.runs import Run, only_run, open_run
 from pipeline.workspace import Workspace
 
@@ -37,7 +38,7 @@ def report(config: ReportConfig, progress: Progress) -> Outcome:
         There are several runs, or none; a file of the run is missing or changed; the page cannot be written.
     """
     workspace = Workspace(config.work)
-    run = open_run(workspace.run(config.run or only_run(workspace.runs)))
+    run = open_whole_run(workspace.run(config.run or only_run(workspace.runs)))
     path = _page_path(config, run)
     files, notices = read_run_files(run), Notices(progress)
     videos = find_videos(config, files, notices)
