@@ -81,10 +81,15 @@ def open_whole_run(folder: Path) -> Run:
         There is no such run, or its run.json holds another type, or contradicts itself.
     """
     run = open_run(folder)
+    check_record(run)
+    return run
+
+
+def check_record(run: Run) -> None:
+    """Raise CacheError where what run.json says is of another type, or contradicts itself."""
     shape = {name: own for name, own in RECORD_SHAPE.items() if name in run.record}
     if fault := fault_in(run.record, shape) or next(_contradictions(run.record), ""):
-        raise CacheError(f"{folder / RECORD} is damaged ({fault}): run `vp train-heads --name {run.name}` again")
-    return run
+        raise CacheError(f"{run.folder / RECORD} is damaged ({fault}): run `vp train-heads --name {run.name}` again")
 
 
 def read_metrics(run: Run, *names: str) -> dict[str, Any]:
@@ -117,7 +122,7 @@ def _contradictions(record: Mapping[str, Any]) -> Iterator[str]:
     files = record.get("files", {})
     if not _is_day(record.get("reference_date", "2000-01-01")):
         yield f"its reference_date is {record['reference_date']!r}"
-    if "folds" in record and record["folds"]["n"] > len(files):
+    if {"folds", "files"} <= record.keys() and record["folds"]["n"] > len(files):
         yield f"it has {record['folds']['n']} folds and {len(files)} files"
     if record.get("seeds") == []:
         yield "it has no seeds"
@@ -137,7 +142,7 @@ def _wrong_sources(record: Mapping[str, Any]) -> Iterator[str]:
         if source.keys() != {field.name for field in dataclasses.fields(Source)}:
             yield f"a source has the keys {', '.join(source)}"
         tag = source["tag"]  # part of a path
-        if tag and (tag not in record.get("encoders", ()) or "/" in tag or tag in {".", ".."}):
+        if tag and (tag not in record.get("encoders", [tag]) or "/" in tag or tag in {".", ".."}):
             yield f"a source is of the encoder {tag!r}, which is none of the run"
 
 
