@@ -11,6 +11,7 @@ from features.progress import Progress
 from heads.targets import Target
 from pipeline.config import ReportConfig
 from pipeline.outcome import Outcome, table
+from pipeline.outputs import check_companion, check_output
 from pipeline.report_caches import find_caches
 from pipeline.report_cases import extremes
 from pipeline.report_numbers import numbers_of
@@ -55,9 +56,14 @@ def report(config: ReportConfig, progress: Progress) -> Outcome:
 
 
 def _page_path(config: ReportConfig, run: Run) -> Path:
-    path = config.out or run.folder / PAGE
+    default = run.folder / PAGE
+    path = config.out or default
     if path.suffix == ".json" or path.is_dir():
         raise UsageError(f"--out takes the file of the page, such as report.html, however: {path}")
+    if path != default:
+        for written in (path, path.with_suffix(".json")):
+            check_output(written, config, Workspace(config.work))
+        check_companion(path.with_suffix(".json"), FORMAT)
     return path
 
 
