@@ -174,6 +174,8 @@ def read_plan(path: Path) -> CachePlan | None:
         The file is damaged, or was written by another version of vp.
     """
     try:
+        if not path.is_file() and path.exists():  # a FIFO would wait for a writer, a device may have no end
+            raise CacheError(f"{path} is no file: {_REBUILD}")
         document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None

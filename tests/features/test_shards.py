@@ -392,7 +392,7 @@ def another_format(file, other):
 
 
 def a_newer_schema(file, other):
-    file.attrs["schema"] = 2
+    file.attrs["schema"] = 3
 
 
 def no_schema(file, other):
@@ -530,7 +530,7 @@ import numpy as np
 from features.errors import StorageError
 from features.shards import Shard, write_shard
 {a_shard}
-resource.setrlimit(resource.RLIMIT_FSIZE, (4_096, 4_096))
+resource.setrlimit(resource.RLIMIT_FSIZE, (1_024, 1_024))
 try:
     write_shard(Path(sys.argv[1]), a_shard())
 except StorageError as error:
