@@ -95,8 +95,8 @@ class Soak:
         processes = [self.start(work, *(share if parts > 1 else ())) for share in shares]
         if overlaps := self.rng.random() < 0.2:
             processes.append(self.start(work))
-        time.sleep(self.rng.uniform(0.0, 1.2 * typical_seconds))
         victim, number = self.rng.choice(processes), self.rng.choice(SIGNALS)
+        self.wait(victim, work, typical_seconds)
         workers = descendants(victim.pid)
         at_worker = bool(workers) and self.rng.random() < 0.4
         with contextlib.suppress(ProcessLookupError):
@@ -108,6 +108,16 @@ class Soak:
             allowed = {0, *((-number, 128 + number) if hit else ()), *((LOCKED,) if overlaps else ())}
             self.finish(process, allowed, f"an extraction that {'got' if hit else 'got no'} {number.name}")
         self.no_orphans()
+
+    def wait(self, victim: subprocess.Popen, work: Path, typical_seconds: float) -> None:
+        """Any time from the start on, or a moment after a shard appeared: most of the time nothing is published."""
+        for_a_shard, before = self.rng.random() < 0.6, len(shard_names(work))
+        end = time.monotonic() + (1.5 if for_a_shard else self.rng.uniform(0.0, 0.8)) * typical_seconds
+        while victim.poll() is None and time.monotonic() < end:
+            if for_a_shard and len(shard_names(work)) > before:
+                time.sleep(self.rng.choice((0.0, self.rng.uniform(0.0, 0.1), self.rng.uniform(0.0, 1.5))))
+                return
+            time.sleep(0.002)
 
     def no_orphans(self) -> None:
         """Workers notice that their parent is gone."""
