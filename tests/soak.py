@@ -122,7 +122,7 @@ class Soak:
     def no_orphans(self) -> None:
         """Workers notice that their parent is gone."""
         end = time.monotonic() + ORPHAN_SECONDS
-        while left := [pid for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))) if self.is_ours(pid)]:
+        while left := [pid for pid in running() if self.is_ours(pid)]:
             if time.monotonic() > end:
                 self.fault(f"processes {left} outlived their parent by {ORPHAN_SECONDS:.0f} s")
                 for pid in left:
@@ -158,6 +158,11 @@ class Soak:
 
 def shard_names(work: Path) -> set[str]:
     return {path.relative_to(work).as_posix() for path in work.rglob("*.h5")}
+
+
+def running() -> list[int]:
+    """Every process of this machine."""
+    return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()]
 
 
 def descendants(pid: int) -> list[int]:
