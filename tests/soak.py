@@ -157,7 +157,7 @@ class Soak:
 
 
 def shard_names(work: Path) -> set[str]:
-    return {path.relative_to(work).as_posix() for path in work.rglob("*.h5")}
+    return {path.relative_to(work).as_posix() for path in (work / "embeddings").rglob("*.h5")}
 
 
 def running() -> list[int]:
