@@ -41,7 +41,7 @@ def check_companion(path: Path, format_: str) -> None:
     """Refuse a JSON file beside the output, which the user did not name, unless vp wrote it in this format."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return
     except (OSError, ValueError, RecursionError):
         document = None

@@ -109,13 +109,19 @@ class Soak:
             self.finish(process, allowed, f"an extraction that {'got' if hit else 'got no'} {number.name}")
         self.no_orphans()
 
+    def lose_shards(self, work: Path, undisturbed: set[str]) -> None:
+        """A cache that is complete already has no more work to be disturbed at: most of its shards get lost."""
+        names = shard_names(work)
+        for name in self.rng.sample(sorted(names), k=len(names) * 3 // 4 if names == undisturbed else 0):
+            (work / name).unlink()
+
     def wait(self, victim: subprocess.Popen, work: Path, typical_seconds: float) -> None:
         """Any time from the start on, or a moment after a shard appeared: most of the time nothing is published."""
         for_a_shard, before = self.rng.random() < 0.6, len(shard_names(work))
         end = time.monotonic() + (1.5 if for_a_shard else self.rng.uniform(0.0, 0.8)) * typical_seconds
         while victim.poll() is None and time.monotonic() < end:
             if for_a_shard and len(shard_names(work)) > before:
-                time.sleep(self.rng.choice((0.0, self.rng.uniform(0.0, 0.1), self.rng.uniform(0.0, 1.5))))
+                time.sleep(self.rng.choice((0.0, self.rng.uniform(0.0, 0.1), self.rng.uniform(0.0, 0.5))))
                 return
             time.sleep(0.002)
 
@@ -145,6 +151,7 @@ class Soak:
             shutil.copytree(self.root / "undisturbed" / "models", work / "models")
         parts = self.rng.choice((1, 1, 2, 3))
         for _ in range(self.rng.randint(1, MOST_ROUNDS)):
+            self.lose_shards(work, undisturbed)
             self.round(work, parts, typical_seconds)
         self.finish(self.start(work), {0}, "the last extraction")
         self.tally.caches += 1

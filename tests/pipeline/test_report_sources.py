@@ -59,7 +59,7 @@ def test_a_whole_run_that_lacks_a_number_is_refused(world, monkeypatch):
     without = {name: value for name, value in world.metrics.items() if name != "weights_sd"}
     monkeypatch.setattr(ReportWorld, "_metrics", lambda _self: without)
     world.write_run()
-    with pytest.raises(CacheError, match=r"metrics\.json lacks weights_sd"):
+    with pytest.raises(CacheError, match=r"metrics\.json is damaged \(it lacks 'weights_sd'\)"):
         world.files()
 
 
