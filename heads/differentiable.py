@@ -64,23 +64,28 @@ class DifferentiableHeads(torch.nn.Module):
         self._fitted = replace(fitted, heads=scaled, weights=shares)
         self.trained = tuple(name for name, head in scaled.items() if not _is_frozen(head))
         self.embedded = tuple(name for name in self.trained if not _reads(scaled[name], Knots))
-        self.heads = torch.nn.ModuleDict({name: _Branches(scaled[name].branches) for name in self.trained})
+        self.heads = torch.nn.ModuleList(_Branches(scaled[name].branches) for name in self.trained)
         own = torch.tensor([shares[fitted.modalities.index(name)] for name in self.trained], dtype=torch.float32)
         self._mass = float(own.sum())
         self.logits = torch.nn.Parameter(torch.log(own))
         self.intercept = torch.nn.Parameter(torch.tensor(fitted.intercept, dtype=torch.float32))
 
     @property
+    def modalities(self) -> tuple[str, ...]:
+        """All modalities, in the order of `weights`."""
+        return self._fitted.modalities
+
+    @property
     def shares(self) -> Float[torch.Tensor, " trained"]:
         """Weights of the trained modalities."""
         return self._mass * torch.softmax(self.logits, dim=0)
 
-    def known(self, inputs: Inputs) -> KnownRows:
-        """What the frozen heads and the readers say of rows; `inputs` needs no embeddings."""
-        offset = np.zeros(inputs.n_videos)
+    def known(self, inputs: Inputs | None, n_rows: int) -> KnownRows:
+        """What the frozen heads and the readers say of rows; `inputs` needs no embeddings, so there may be none."""
+        offset = np.zeros(n_rows)
         columns, present = {}, {}
         for name, weight in zip(self._fitted.modalities, self._fitted.weights, strict=True):
-            if name in self.embedded:
+            if name in self.embedded or inputs is None:
                 continue
             head, block = self._fitted.heads[name], inputs.block(name)
             if name in self.trained:
@@ -90,16 +95,12 @@ class DifferentiableHeads(torch.nn.Module):
                 offset += weight * head.outputs(block) * block.present
         return KnownRows(torch.from_numpy(offset.astype(np.float32)), columns, present)
 
-    def unknown(self, n_rows: int) -> KnownRows:
-        """The same where every head reads an embedding."""
-        return KnownRows(torch.zeros(n_rows), {}, {})
-
     def outputs(
         self, vectors: Mapping[str, Float[torch.Tensor, "row dim"]], known: KnownRows
     ) -> Float[torch.Tensor, "trained row"]:
         """Outputs of the trained heads; `vectors` are as the encoder gave them, and are scaled to length 1 here."""
         outs = []
-        for name, head in cast("Iterable[tuple[str, _Branches]]", self.heads.items()):
+        for name, head in zip(self.trained, self._each, strict=True):
             if name in self.embedded:
                 unit = torch.nn.functional.normalize(vectors[name].float(), dim=1)
                 outs.append(head(head.columns(unit)))
@@ -122,7 +123,7 @@ class DifferentiableHeads(torch.nn.Module):
     def fitted(self, inputs: Inputs, train_rows: Int64[np.ndarray, " row"]) -> FittedHeads:
         """The model as it is now, in the canonical gauge; `inputs` hold the vectors of the encoder as it is now."""
         names = self._fitted.modalities
-        trained = {name: Head(self._branches(name).fitted()) for name in self.trained}
+        trained = {name: Head(head.fitted()) for name, head in zip(self.trained, self._each, strict=True)}
         return FittedHeads.canonical(
             {name: trained.get(name, self._fitted.heads[name]) for name in names},
             raw_weights=self.weights(),
@@ -151,8 +152,9 @@ class DifferentiableHeads(torch.nn.Module):
     def _fitted_weights(self) -> Iterable[tuple[str, float]]:
         return zip(self._fitted.modalities, self._fitted.weights.tolist(), strict=True)
 
-    def _branches(self, name: str) -> "_Branches":
-        return cast("_Branches", self.heads[name])
+    @property
+    def _each(self) -> Iterable["_Branches"]:
+        return cast("Iterable[_Branches]", self.heads)  # to type checkers a ModuleList holds any module
 
 
 class _Branches(torch.nn.Module):
@@ -164,7 +166,7 @@ class _Branches(torch.nn.Module):
 
     @property
     def _each(self) -> Iterable["_Layers"]:
-        return cast("Iterable[_Layers]", self.each)  # to type checkers a ModuleList holds any module
+        return cast("Iterable[_Layers]", self.each)
 
     def columns(self, unit: Float[torch.Tensor, "row dim"]) -> list[torch.Tensor]:
         """What each branch reads of embeddings."""

@@ -75,6 +75,44 @@ class TrainHeadsConfig(WorkConfig, HeadsConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(WorkConfig):
+    """`vp finetune`."""
+
+    init: Annotated[str | None, "run to start from (default: the only run there is)"] = None
+    name: Annotated[str | None, "name of the new run (default: that of --init, and _finetuned)"] = None
+    model: Annotated[str | None, "the encoder's folder, if the run's encoder was a local folder"] = None
+    gpus: Annotated[tuple[int, ...], "GPUs to use, such as 0,1,2; one fold on each (default: all there are)"] = ()
+    device: Annotated[str, "auto, cpu, or cuda"] = "auto"
+    epochs: Annotated[int, "passes over the training rows of each fold"] = 5
+    batch_size: Annotated[int, "rows per forward pass"] = 16
+    accumulate: Annotated[int, "forward passes per training step"] = 1
+    num_workers: Annotated[int | None, "threads that decode thumbnails, for each fold"] = None
+    lr: Annotated[float, "learning rate of the encoder's last layer"] = 1e-5
+    layer_decay: Annotated[float, "factor on the learning rate from each layer to the one before it"] = 0.65
+    head_lr: Annotated[float, "learning rate of heads and weights"] = 3e-4
+    unfreeze: Annotated[str, "all, or last:N for the last N blocks of each tower"] = "all"
+    freeze_clip: Annotated[bool, "train the heads alone"] = False
+    gradient_checkpointing: Annotated[bool, "compute activations twice to save most of their memory"] = False
+    patience: Annotated[int, "stop after so many epochs without a better validation error; 0: never"] = 0
+    seed: Annotated[int, "seed of everything random"] = 42
+    force: Annotated[bool, "train a large encoder on a CPU all the same"] = False
+    wandb: Annotated[Literal["disabled", "offline", "online"], "log to Weights & Biases as well"] = "disabled"
+
+    def __post_init__(self) -> None:
+        rules = {
+            "--epochs must be at least 1": self.epochs >= 1,
+            "--batch-size must be at least 1": self.batch_size >= 1,
+            "--accumulate must be at least 1": self.accumulate >= 1,
+            "--num-workers must be at least 1": self.num_workers is None or self.num_workers >= 1,
+            "--lr and --head-lr must be above 0": self.lr > 0 and self.head_lr > 0,
+            "--layer-decay must be above 0 and at most 1": 0 < self.layer_decay <= 1,
+            "--patience and --seed must not be negative": self.patience >= 0 and self.seed >= 0,
+        }
+        if broken := [rule for rule, holds in rules.items() if not holds]:
+            raise ValueError("; ".join(broken))
+
+
+@dataclass(frozen=True, kw_only=True)
 class SubmitConfig(WorkConfig):
     """`vp submit`."""
 
@@ -139,6 +177,7 @@ class DemoConfig:
 CONFIG_OF: dict[str, type] = {
     "extract": ExtractConfig,
     "train-heads": TrainHeadsConfig,
+    "finetune": FinetuneConfig,
     "submit": SubmitConfig,
     "report": ReportConfig,
     "score": ScoreConfig,
