@@ -138,7 +138,8 @@ class DifferentiableHeads(torch.nn.Module):
         """Weights of all modalities, as they are trained; they sum to 1."""
         shares = dict(zip(self.trained, _to_numpy(self.shares).astype(np.float64), strict=True))
         weights = np.array([shares.get(name, own) for name, own in self._fitted_weights()], dtype=np.float64)
-        return weights / weights.sum()
+        weights /= weights.sum()
+        return weights
 
     def parameter_groups(self, lr: float, weight_decay: float) -> list[dict[str, object]]:
         """Groups for AdamW: matrices decay; biases, logits and the intercept do not."""
@@ -200,16 +201,18 @@ class _Layers(torch.nn.Module):
 
     def columns(self, unit: Float[torch.Tensor, "row dim"]) -> Float[torch.Tensor, "row column"]:
         """What the branch reads of embeddings of length 1."""
-        if isinstance(self._branch.reader, Projection):
-            return (unit - self.mean) @ self.components
-        return unit
+        if not isinstance(self._branch.reader, Projection):
+            return unit
+        projected: Float[torch.Tensor, "row column"] = (unit - self.mean) @ self.components
+        return projected
 
     def forward(self, columns: Float[torch.Tensor, "row column"]) -> Float[torch.Tensor, " row"]:
         """Linear layers with ReLU between them, behind the embedding layer if there is one."""
         hidden = columns if self.table is None else columns @ self.table
         for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
             hidden = torch.relu(hidden @ weight + bias)
-        return (hidden @ self.weights[-1] + self.biases[-1])[:, 0]
+        outputs: Float[torch.Tensor, " row"] = (hidden @ self.weights[-1] + self.biases[-1])[:, 0]
+        return outputs
 
     def fitted(self) -> Branch:
         """The branch with the parameters of now."""

@@ -31,15 +31,13 @@ MEMORY = 0.1
 """The moving average remembers about so large a share of the steps."""
 CLIP_NORM = 1.0
 
-START_WITHIN = {"fp32": 0.01, "bf16": 0.1}
-"""By how much, in z, the untrained model may differ from the run that it begins with."""
-
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class FoldTask:
     """What one fold learns from; rows are those of train_val.csv.
 
-    `expected` is what the run that this begins with predicts for the validation rows, in log views.
+    `expected` is what the run that this begins with predicts for the validation rows, in log views; the untrained model
+    may differ by `start_within`, in z.
     """
 
     fold: int
@@ -49,7 +47,7 @@ class FoldTask:
     expected: Float64[np.ndarray, " row"]
     standardisation: Standardisation
     config: FinetuneConfig
-    precision: str
+    start_within: float
     folder: Path
 
 
@@ -114,18 +112,18 @@ class FoldTraining:
         state = FoldState(0, 0, self.start, self.start, zeros, zeros, self.start, 0)
         z = self._validate(self.start)
         self._check_start(z)
-        state.records.append(self._record(state, z, None, None, None, 0.0))
+        state.records.append(self._record(state, z))
         return state
 
     def _check_start(self, z: Float64[np.ndarray, " row"]) -> None:
         """The root mean square is compared, as one picture that bf16 rounds badly is no reason to stop."""
         difference = z - self._task.standardisation.apply(self._task.expected)
-        off, within = float(np.sqrt(np.square(difference).mean())), START_WITHIN[self._task.precision]
+        off, within = float(np.sqrt(np.square(difference).mean())), self._task.start_within
         if not off <= within:
             raise CacheError(
-                f"before training, fold {self._task.fold} must predict what its run predicted (within {within} standard "
-                f"deviations), however it is {off:.3f} off: thumbnails or texts have changed since, so run `vp extract` "
-                "and `vp train-heads` again"
+                f"before training, fold {self._task.fold} must predict what its run predicted (within {within} "
+                f"standard deviations), however it is {off:.3f} off: thumbnails or texts have changed since, so run "
+                "`vp extract` and `vp train-heads` again"
             )
 
     def _resume(self, state: FoldState) -> None:
@@ -163,7 +161,7 @@ class FoldTraining:
         state.first = {name: moment["exp_avg"] for name, moment in moments.items()}
         state.second = {name: moment["exp_avg_sq"] for name, moment in moments.items()}
         z = self._validate(average)
-        state.records.append(self._record(state, z, seen, rate, average, time.monotonic() - start))
+        state.records.append(self._record(state, z, seen=seen, rate=rate, seconds=time.monotonic() - start))
         if state.records[-1].msle < min(record.msle for record in state.records[:-1]):
             state.best, state.best_epoch = average, epoch
 
@@ -177,7 +175,7 @@ class FoldTraining:
         while done < n_rows:
             batch = next(batches)
             loss = self._squares(batch, augment, seen) / n_rows
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]  # torch has not annotated it
             squares += float(loss.detach())
             done += len(batch.rows)
             self._tell(len(batch.rows))
@@ -193,7 +191,7 @@ class FoldTraining:
         return self._config.head_lr * factor if self._config.freeze_clip else self._config.lr * factor
 
     def _fill_gradients(self) -> None:
-        """A parameter that no row of a step reached has a gradient of 0, so that all parameters count the same steps."""
+        """A parameter that no row of a step reached has a gradient of 0, so that all count the same steps."""
         for parameter in self._model.parameters.values():
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
@@ -209,8 +207,8 @@ class FoldTraining:
         if not math.isfinite(loss[0]):
             config = self._config
             raise UsageError(
-                f"training must stay finite, but loss or gradients did not for fold {self._task.fold} in epoch {epoch}: "
-                f"lower --lr (now {config.lr:g}) or --head-lr (now {config.head_lr:g}), and remove "
+                f"training must stay finite, but loss or gradients did not for fold {self._task.fold} in epoch "
+                f"{epoch}: lower --lr (now {config.lr:g}) or --head-lr (now {config.head_lr:g}), and remove "
                 f"{self._task.folder.parent}, which holds what was trained before"
             )
 
@@ -235,14 +233,14 @@ class FoldTraining:
         self,
         state: FoldState,
         z: Float64[np.ndarray, " row"],
-        seen: "_Seen | None",
-        rate: float | None,
-        average: Mapping[str, torch.Tensor] | None,
-        seconds: float,
+        *,
+        seen: "_Seen | None" = None,
+        rate: float | None = None,
+        seconds: float = 0.0,
     ) -> EpochRecord:
         task, scale = self._task, self._task.standardisation
         truth, predicted = task.log_views[task.val_rows], scale.undo(z)
-        with self._model.holding(state.average if average is None else average):
+        with self._model.holding(state.average):
             raw = self._model.heads.weights()
             shares = self._model.heads.shares.detach().double().cpu().numpy()
         names, trained = self._model.heads.modalities, self._model.heads.trained
@@ -291,7 +289,8 @@ class _Seen:
         own = canonical_gauge(outputs, present, shares, 0.0).weights * shares.sum()
         moved = dict(zip(trained, own.tolist(), strict=True))
         weights = np.array([moved.get(name, weight) for name, weight in zip(names, raw.tolist(), strict=True)])
-        return weights / weights.sum()
+        weights /= weights.sum()
+        return weights
 
 
 @torch.no_grad()

@@ -39,6 +39,7 @@ class TunedModel:
         heads: DifferentiableHeads,
         kind_of: Mapping[str, str],
         config: FinetuneConfig,
+        *,
         device: str,
         precision: str,
     ) -> None:

@@ -26,8 +26,8 @@ Tensors = dict[str, torch.Tensor]
 class FoldState:
     """One fold after `epoch` epochs; tensors by parameter name.
 
-    `values` are the parameters as they are trained, `average` their moving average, which is what validates and is kept;
-    `first` and `second` are AdamW's moments. `errors` come last: moment -> sum of squared errors (z) for every
+    `values` are the parameters as they are trained, `average` their moving average, which is what validates and is
+    kept; `first` and `second` are AdamW's moments. `errors` come last: moment -> sum of squared errors (z) for every
     factor of the interpolation.
     """
 
@@ -90,7 +90,9 @@ class FoldState:
                 **tensors,
             )
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise CacheError(f"{folder} cannot be continued ({error}): remove it and run `vp finetune` again") from error
+            raise CacheError(
+                f"{folder} cannot be continued ({error}): remove it and run `vp finetune` again"
+            ) from error
 
 
 def records_so_far(folder: Path) -> list[EpochRecord]:

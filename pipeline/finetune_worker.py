@@ -25,6 +25,7 @@ from pipeline.config import FinetuneConfig
 from pipeline.finetune_batches import RowFeed
 from pipeline.finetune_loop import FACTORS, FoldTask, FoldTraining
 from pipeline.finetune_model import TunedModel, Values, Vectors, mixed
+from pipeline.finetune_start import START_WITHIN
 from pipeline.finetuned import rounded_difference, towers_name, write_towers
 
 MOMENTS = ("best", "final")
@@ -39,7 +40,7 @@ class Context:
     from_table
         What the table alone gives, by split; None where the run reads nothing of that kind.
     expected
-        What the run that this begins with predicts out of fold, in log views.
+        What the run that this begins with predicts out of fold, in log views; from vectors of `cached_precision`.
     """
 
     config: FinetuneConfig
@@ -54,6 +55,7 @@ class Context:
     heads: Mapping[int, FittedHeads]
     expected: Float64[np.ndarray, " video"]
     precision: str
+    cached_precision: str
     feed_threads: int
     compute_threads: int
     folder: Path
@@ -150,7 +152,9 @@ class _Fold:
         self._encoder = encoder
         heads = DifferentiableHeads(context.heads[fold])
         self._known = heads.known(context.from_table[context.train.split], len(context.train))
-        self._model = TunedModel(encoder, heads, context.kind_of, context.config, device, context.precision)
+        self._model = TunedModel(
+            encoder, heads, context.kind_of, context.config, device=device, precision=context.precision
+        )
 
     def _feed(self, videos: VideoTable) -> RowFeed:
         kinds = list(dict.fromkeys(self._context.kind_of.values()))
@@ -167,7 +171,7 @@ class _Fold:
             expected=context.expected[val_rows],
             standardisation=context.heads[fold].standardisation,
             config=context.config,
-            precision=context.precision,
+            start_within=max(START_WITHIN[context.precision], START_WITHIN[context.cached_precision]),
             folder=context.folder / f"fold{fold}",
         )
         return FoldTraining(self._model, self._feed(context.train), self._known, task, self._tell)
@@ -244,4 +248,3 @@ def chosen_factor(errors: Mapping[int, Mapping[str, list[float]]], fold: int, mo
     """
     others = [by_moment[moment] for other, by_moment in errors.items() if other != fold]
     return FACTORS[int(np.sum(others, axis=0).argmin())]
-

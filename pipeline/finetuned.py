@@ -67,7 +67,7 @@ def is_finetuned(run: Run) -> bool:
 
 
 def load_tuned_encoder(
-    run: Run, fold: int, moment: Moment, encoder: EncoderConfig, kinds: Sequence[str], device: str, precision: str
+    run: Run, fold: int, moment: Moment, *, encoder: EncoderConfig, kinds: Sequence[str], device: str, precision: str
 ) -> "TowerEncoder":
     """The encoder of one member; `encoder` is the frozen one that the run was made with.
 

@@ -13,6 +13,7 @@ from features.videos import VideoTable
 from heads.ensemble import combine, inverse_msle_weights, nested_msle, stack_weights
 from heads.metrics import msle
 from heads.targets import Target
+from pipeline.finetuned import stored_predictions
 from pipeline.inputs import Source, gather
 from pipeline.runs import Run
 from pipeline.workspace import Workspace
@@ -42,6 +43,9 @@ def fold_members(workspace: Workspace, run: Run, videos: VideoTable, moment: Mom
     CacheError
         A checkpoint or a cache is missing or damaged, or the videos were embedded by another encoder than the run's.
     """
+    names = [f"fold_{fold}" for fold in range(run.n_folds)]
+    if (stored := stored_predictions(run, videos, moment)) is not None:
+        return Members(names, stored.log_views)
     heads = [run.checkpoint(fold, moment).heads for fold in range(run.n_folds)]
     sources = [Source(**source) for source in run.part("sources")]
     gathered = gather(workspace, sources, videos, np.datetime64(run.part("reference_date")))
@@ -53,7 +57,7 @@ def fold_members(workspace: Workspace, run: Run, videos: VideoTable, moment: Mom
                 f"cache was made by {encoder[:12]}: run `vp extract` and `vp train-heads` again"
             )
     predictions = np.stack([member.predict(gathered.inputs) for member in heads])
-    return Members([f"fold_{fold}" for fold in range(run.n_folds)], predictions)
+    return Members(names, predictions)
 
 
 def run_members(workspace: Workspace, runs: Sequence[Run], videos: VideoTable, moment: Moment, space: Space) -> Members:
