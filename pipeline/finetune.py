@@ -63,7 +63,7 @@ def finetune(config: FinetuneConfig, progress: Progress) -> Outcome:
     begun = time.monotonic()
     workspace = Workspace(config.work)
     dataset = read_dataset(config, progress, non_negative=False)
-    stage = _Stage.prepared(config, workspace, dataset, progress)
+    stage = Stage.prepared(config, workspace, dataset, progress)
     with building(stage.folder) as aside:
         metrics = stage.run(aside, begun)
     shutil.rmtree(stage.tuning, ignore_errors=True)  # all that is in it stands in the run now
@@ -71,7 +71,9 @@ def finetune(config: FinetuneConfig, progress: Progress) -> Outcome:
 
 
 @dataclass(frozen=True, eq=False)
-class _Stage:
+class Stage:
+    """A fine-tuning, read and checked; nothing is written yet."""
+
     config: FinetuneConfig
     workspace: Workspace
     dataset: Dataset
@@ -81,7 +83,7 @@ class _Stage:
     progress: Progress
 
     @classmethod
-    def prepared(cls, config: FinetuneConfig, workspace: Workspace, dataset: Dataset, progress: Progress) -> "_Stage":
+    def prepared(cls, config: FinetuneConfig, workspace: Workspace, dataset: Dataset, progress: Progress) -> "Stage":
         """Read and check everything, before anything is written."""
         videos = dataset.train
         start = read_start(config, workspace, videos)
@@ -115,10 +117,12 @@ class _Stage:
 
     @property
     def folder(self) -> Path:
+        """Of the run that is made."""
         return self.workspace.run(self.context.name)
 
     @property
     def tuning(self) -> Path:
+        """Of what is not finished yet."""
         return self.context.folder
 
     def run(self, aside: Path, begun: float) -> dict[str, Any]:

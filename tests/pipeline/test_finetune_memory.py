@@ -1,0 +1,73 @@
+"""What a fine-tuning of known encoders takes."""
+
+import json
+
+import pytest
+
+from features.encoders import EncoderConfig
+from features.errors import UsageError
+from features.texts import TextPolicy
+from pipeline.config import FinetuneConfig
+from pipeline.finetune_memory import estimate, refuse_on_cpu, tower_size
+
+VIT_L_14 = {
+    "model_type": "clip",
+    "vision_config": {"hidden_size": 1024, "num_hidden_layers": 24, "intermediate_size": 4096, "patch_size": 14},
+    "text_config": {"hidden_size": 768, "num_hidden_layers": 12, "intermediate_size": 3072, "vocab_size": 49408},
+}
+
+
+@pytest.fixture
+def encoder(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(VIT_L_14))
+    return EncoderConfig(
+        tag="ViT-L-14",
+        source="openai/clip-vit-large-patch14",
+        revision=None,
+        family="clip",
+        folder=tmp_path,
+        weights_sha256="",
+        config_sha256="",
+        tokenizer_sha256=None,
+        preprocess=None,
+        text=TextPolicy(max_tokens=77),
+        dim={"image": 768, "text": 768},
+        image_size=224,
+        pickled_weights=False,
+    )
+
+
+def of(encoder, **options):
+    return estimate(FinetuneConfig(**options), encoder, ["image", "text"], 10_000)
+
+
+def test_a_picture_of_vit_l_14_is_257_tokens(encoder):
+    assert tower_size(encoder, "image").tokens == 257
+
+
+def test_vit_l_14_has_428_million_parameters(encoder):
+    assert of(encoder).parameters == pytest.approx(428e6, rel=0.01)
+
+
+def test_a_pair_keeps_240_mb_of_activations_and_with_checkpointing_a_tenth(encoder):
+    """As measured for bf16 and fused attention."""
+    assert of(encoder, batch_size=1).activation_bytes == pytest.approx(240e6, rel=0.1)
+    assert of(encoder, batch_size=1, gradient_checkpointing=True).activation_bytes == pytest.approx(28e6, rel=0.15)
+
+
+def test_vit_l_14_fits_24_gb_at_batch_16(encoder):
+    whole = of(encoder, batch_size=16)
+    assert whole.state_bytes + whole.activation_bytes < 24e9
+
+
+def test_fewer_blocks_take_less(encoder):
+    whole, part, none = of(encoder), of(encoder, unfreeze="last:4"), of(encoder, freeze_clip=True)
+    assert whole.trained > part.trained > none.trained == 0
+    assert whole.flops > part.flops > none.flops > 0
+    assert part.activation_bytes < whole.activation_bytes
+
+
+def test_a_large_encoder_is_refused_on_a_cpu_unless_forced(encoder):
+    with pytest.raises(UsageError, match=r"too large .* 427\.\d M parameters.* hours\): use a GPU"):
+        refuse_on_cpu(FinetuneConfig(), of(encoder), 3)
+    refuse_on_cpu(FinetuneConfig(force=True), of(encoder), 3)
