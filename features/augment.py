@@ -19,7 +19,7 @@ def random_crops(
 
     `generator` is on the CPU, so that every device draws the same crops.
     """
-    drawn = torch.rand((4, len(pixels)), generator=generator)
+    drawn = torch.rand((len(pixels), 4), generator=generator).T  # row by row: batches may be cut anywhere
     area = LEAST_AREA + (1 - LEAST_AREA) * drawn[0]
     stretch = MOST_STRETCH ** (2 * drawn[1] - 1)
     width, height = ((area * ratio).sqrt().clamp(max=1) for ratio in (stretch, 1 / stretch))

@@ -41,10 +41,10 @@ class FoldTask:
     """
 
     fold: int
-    train_rows: Int64[np.ndarray, " row"]
-    val_rows: Int64[np.ndarray, " row"]
+    train_rows: Int64[np.ndarray, " train"]
+    val_rows: Int64[np.ndarray, " val"]
     log_views: Float64[np.ndarray, " video"]
-    expected: Float64[np.ndarray, " row"]
+    expected: Float64[np.ndarray, " val"]
     standardisation: Standardisation
     config: FinetuneConfig
     start_within: float
@@ -100,7 +100,6 @@ class FoldTraining:
         state = FoldState.read(self._task.folder)
         if state is None or not state.errors:
             raise CacheError(f"{self._task.folder} holds no finished training: run `vp finetune` again")
-        self._on_device(state)
         return state
 
     def _is_done(self, state: FoldState) -> bool:
@@ -134,11 +133,6 @@ class FoldTraining:
                 "exp_avg": state.first[name].to(parameter.device),
                 "exp_avg_sq": state.second[name].to(parameter.device),
             }
-        self._on_device(state)
-
-    def _on_device(self, state: FoldState) -> None:
-        for part in ("average", "best"):
-            setattr(state, part, {name: value.to(self._model.device) for name, value in getattr(state, part).items()})
 
     def _epoch(self, state: FoldState) -> None:
         start, epoch, task = time.monotonic(), state.epoch + 1, self._task
@@ -146,7 +140,7 @@ class FoldTraining:
         order = np.random.default_rng(seed).permutation(task.train_rows)
         torch.manual_seed(int(seed.generate_state(1)[0]))  # dropout, where an encoder has it
         augment = torch.Generator().manual_seed(int(seed.generate_state(2)[1]))
-        average = {name: value.clone() for name, value in state.average.items()}
+        average = {name: value.to(self._model.device, copy=True) for name, value in state.average.items()}
         seen = _Seen()
         self._model.training(on=True)
         batches = self._feed.batches(order, self._config.batch_size)
@@ -156,14 +150,15 @@ class FoldTraining:
             self._check_finite(seen.losses[-1], epoch)
             state.steps += 1
             _follow(average, self._model.parameters, state.steps, self._total)
-        state.epoch, state.average, state.values = epoch, average, self._model.values()
+        state.epoch, state.values = epoch, self._model.values()
+        state.average = {name: value.cpu() for name, value in average.items()}
         moments = {name: self._optimizer.state[parameter] for name, parameter in self._model.parameters.items()}
         state.first = {name: moment["exp_avg"] for name, moment in moments.items()}
         state.second = {name: moment["exp_avg_sq"] for name, moment in moments.items()}
-        z = self._validate(average)
+        z = self._validate(state.average)
         state.records.append(self._record(state, z, seen=seen, rate=rate, seconds=time.monotonic() - start))
         if state.records[-1].msle < min(record.msle for record in state.records[:-1]):
-            state.best, state.best_epoch = average, epoch
+            state.best, state.best_epoch = state.average, epoch
 
     def _step(self, batches: Any, n_rows: int, step: int, augment: torch.Generator, seen: "_Seen") -> float:
         """One update from `n_rows` rows in one or more batches; returns the learning rate of the last layer."""

@@ -16,8 +16,8 @@ LARGE_ON_A_CPU = 20_000_000
 ACTIVATIONS_PER_NUMBER = 34
 """Bytes that a block keeps for the backward pass per token and unit of its width, in 16 bits and with fused attention
 (Korthikanti et al., arXiv:2205.05198, without the attention scores)."""
-BYTES_TRAINED, BYTES_FROZEN = 24, 4
-"""Weight, gradient, two moments, moving average and frozen copy of a parameter in float32; or the weight alone."""
+BYTES_TRAINED, BYTES_FROZEN = 20, 4
+"""Weight, gradient, two moments and moving average of a parameter in float32; or the weight alone."""
 CPU_FLOPS = 1e11
 """What a few cores reach in float32, within a factor of a few."""
 

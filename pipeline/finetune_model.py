@@ -19,7 +19,7 @@ from pipeline.finetune_batches import Batch
 TOWER_WEIGHT_DECAY, HEAD_WEIGHT_DECAY = 0.05, 0.01
 
 Values = dict[str, torch.Tensor]
-"""Trained parameters by name: `image.` and `text.` of the towers, `heads.` of the heads."""
+"""Trained parameters by name, on the CPU: `image.` and `text.` of the towers, `heads.` of the heads."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +68,7 @@ class TunedModel:
                 lr = config.lr * scales[name]
                 self._groups.append({"params": [parameter], "lr": lr, "weight_decay": decay})
         if config.gradient_checkpointing:
-            tower.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            _checkpoint_activations(tower)
 
     @property
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -76,8 +76,8 @@ class TunedModel:
         return self._groups
 
     def values(self) -> Values:
-        """A copy of the trained parameters as they are now."""
-        return {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+        """A copy of the trained parameters as they are now, on the CPU: a device holds what every step needs."""
+        return {name: parameter.detach().to("cpu", copy=True) for name, parameter in self.parameters.items()}
 
     @torch.no_grad()
     def put(self, values: Mapping[str, torch.Tensor]) -> None:
@@ -149,8 +149,17 @@ def mixed(start: Mapping[str, torch.Tensor], tuned: Mapping[str, torch.Tensor], 
     """Values on the way from `start` (0) to `tuned` (1), towers and heads alike: WiSE-FT (arXiv:2109.01903)."""
     if factor == 0:
         return dict(start)
-    return {name: torch.lerp(start[name].to(value.device), value, factor) for name, value in tuned.items()}
+    return {name: torch.lerp(start[name], value, factor) for name, value in tuned.items()}
 
 
 def _joined(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {kind: np.concatenate([part[kind] for part in parts]) for kind in parts[0]}
+
+
+def _checkpoint_activations(tower: Any) -> None:
+    """Under the name that transformers gives it today, or the older one."""
+    options = {"use_reentrant": False}
+    if hasattr(tower, "activation_checkpointing_enable"):
+        tower.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
+    else:
+        tower.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)

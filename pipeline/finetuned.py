@@ -42,12 +42,12 @@ def towers_name(name: str, fold: int, moment: str) -> str:
 def rounded_difference(
     start: Mapping[str, "torch.Tensor"], tuned: Mapping[str, "torch.Tensor"]
 ) -> "dict[str, torch.Tensor]":
-    """Differences of the towers' tensors that changed, in float16 on the CPU; heads are kept elsewhere."""
+    """Differences of the towers' tensors that changed, in float16; heads are kept elsewhere."""
     import torch  # noqa: PLC0415 - whoever only reads predictions does not need it
 
     differences = {}
     for name, value in tuned.items():
-        difference = (value - start[name].to(value.device)).to(torch.float16).cpu()
+        difference = (value - start[name]).to(torch.float16)
         if not name.startswith("heads.") and bool(difference.any()):
             differences[name] = difference
     return differences

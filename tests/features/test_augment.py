@@ -42,3 +42,9 @@ def test_a_crop_keeps_most_of_the_picture():
     row = random_crops(ramp(64), generator())[:, 0, 10]
     assert ((row[:, -1] - row[:, 0]) > 0.7 * 114).all()
     assert (row[:, -1] - row[:, 0]).std() > 1
+
+
+def test_a_picture_is_cropped_alike_however_batches_are_cut():
+    whole, parts = generator(), generator()
+    cut = torch.cat([random_crops(ramp(6), parts), random_crops(ramp(10), parts)])
+    assert torch.equal(random_crops(ramp(16), whole), cut)

@@ -64,6 +64,7 @@ VALUES = [
     ("train-heads --reference-date", "2024-02-29", '"2024-02-29"', date(2024, 2, 29)),
     ("train-heads --on-duplicate", "first", '"first"', "first"),
     ("train-heads --on-bad-label", "drop", '"drop"', "drop"),
+    ("finetune --init", "a run", '"a run"', "a run"),
     ("submit --method", "median", '"median"', "median"),
     ("submit --weights", "fold_0=0.4, fold_1=0.6", '["fold_0=0.4", "fold_1=0.6"]', ("fold_0=0.4", "fold_1=0.6")),
     ("submit --checkpoint", "final", '"final"', "final"),
