@@ -17,6 +17,7 @@ class DiesOnce(FinetuneSetup):
     folder: Path = Path()
 
     def __call__(self, device):
+        super().__call__(device)  # sets the number of threads, on which the last bits depend
         return _Mortal(self, device)
 
 

@@ -225,6 +225,13 @@ def test_thumbnails_that_have_changed_are_noticed(job):
 
 
 def finetuned(*options):
+    """One thread computes: several that wait for each other crawl on a machine that does something else as well."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage_module, "cores", lambda: 1)
+        return _finetuned(*options)
+
+
+def _finetuned(*options):
     result = vp("finetune", "--epochs", EPOCHS, "--lr", 3e-4, "--batch-size", 8, "--device", "cpu", *options)
     assert result.exit_code == 0, result.output
     return result
@@ -336,7 +343,7 @@ def test_a_fold_whose_worker_dies_is_handed_out_again(tuned_job, monkeypatch):
 
 
 def test_a_killed_command_goes_on_at_its_last_epoch(tuned_job):
-    script = "from cli import app; app()"
+    script = "from pipeline import finetune; finetune.cores = lambda: 1; from cli import app; app()"
     options = ("--epochs", EPOCHS, "--lr", 3e-4, "--batch-size", 8, "--device", "cpu", "--name", "again")
     command = [sys.executable, "-c", script, "finetune", "--init", "clip_multimodal", *map(str, options)]
     environment = os.environ | {"PYTHONPATH": str(cli.__file__).removesuffix("cli.py")}
