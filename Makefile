@@ -19,9 +19,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)  ## install, then run the main job on a drawn dataset (offline, about a minute)
 	$(BIN)/vp demo
 
-# One thread each: matrices in tests are small, and threads that wait for each other cost more than they save.
+# One process per core and one thread in each: matrices in tests are small, and threads that wait for each other cost
+# more than they save. The tests of a file stay together, because they share what they build.
 test: $(INSTALLED)  ## install, then run every test
-	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses auto --dist loadfile
 
 check: $(INSTALLED)  ## formatting, lint, types, and who may import whom
 	$(BIN)/ruff format --check .

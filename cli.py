@@ -17,9 +17,11 @@ import typer
 
 from pipeline.config import (
     CONFIG_OF,
+    CompareConfig,
     DemoConfig,
     ExtractConfig,
     FinetuneConfig,
+    PredictConfig,
     PruneConfig,
     ReportConfig,
     ScoreConfig,
@@ -71,11 +73,13 @@ def command(config_class: type) -> Callable[[Stage], Stage]:
 
 def _parameter(option: Option) -> inspect.Parameter:
     """A field as a typer option; the value stays text here, because `pipeline.settings` parses it."""
-    flag = f"--{option.key}"
+    flag = option.flag
     text = f"{option.help} [{option.shown_default}]" if option.shown_default else option.help
     kind: Any
-    if option.type is bool:
+    if option.is_flag:
         kind, declaration = bool | None, typer.Option(f"{flag}/--no-{option.key}", help=text, show_default=False)
+    elif option.positional:
+        kind, declaration = list[str] | None, typer.Argument(help=text, metavar=flag, show_default=False)
     else:
         kind = list[str] | None if option.repeatable else str | None
         declaration = typer.Option(flag, help=text, metavar=option.shown_type, show_default=False)
@@ -100,6 +104,7 @@ class Terminated(BaseException):
 def _run(stage: Stage, configure: Callable[[], Any], console: Console, *, json: bool) -> int:
     """Run one stage to its exit code; a user's mistake is one message, a bug keeps its traceback."""
     _turn_signals_into_exceptions()
+    _share_the_cores()
     try:
         outcome = stage(configure(), console)
     except EXPECTED_ERRORS as error:
@@ -126,6 +131,16 @@ def _report(outcome: Outcome, console: Console, *, json: bool) -> None:
         console.note(f"next: {outcome.next_command}")
     if json:
         console.json(facts)
+
+
+def _share_the_cores() -> None:
+    """Keep threads from waiting actively for each other; a user's own choice wins.
+
+    Both are read when numpy and torch are loaded. With one of two cores taken by other work, the search of the linear
+    head took 86 s with a thread per core and 5 s with one; on two free cores it takes 5 s either way.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // 2)))
 
 
 def _turn_signals_into_exceptions() -> None:
@@ -179,6 +194,25 @@ def submit(config: SubmitConfig, console: Console) -> Outcome:
 def report(config: ReportConfig, console: Console) -> Outcome:
     """Write one self-contained HTML page on a run, and its numbers as JSON."""
     from pipeline.report import report as stage
+
+    return stage(config, console)
+
+
+@command(PredictConfig)
+def predict(config: PredictConfig, console: Console) -> Outcome:
+    """Score thumbnails and titles that are not in the dataset: which does better, by how much, and why.
+
+    Percentiles are among what the run predicts of its training videos out of fold, as if they were as old.
+    """
+    from pipeline.predict import predict as stage
+
+    return stage(config, console)
+
+
+@command(CompareConfig)
+def compare(config: CompareConfig, console: Console) -> Outcome:
+    """Tell whether one run predicts better than another on the same videos, and where."""
+    from pipeline.compare import compare as stage
 
     return stage(config, console)
 

@@ -1,47 +1,62 @@
-"""Time and out-of-fold MSLE of every kind of head, and of a library's ridge in a loop, on the same folds.
+"""Time and out-of-fold MSLE of every kind of head, and of what people write instead, on the same folds.
 
-    .venv/bin/python benchmarks/compare_heads.py [--rows 20000] [--dim 768] [--heads linear,hybrid,trees,library]
+    .venv/bin/python benchmarks/compare_heads.py [--rows 20000] [--dim 768] [--heads linear,hybrid,lightgbm]
+    .venv/bin/python benchmarks/compare_heads.py --data dataset --work work [--model TAG]
 
-Drawn embeddings have a spectrum like CLIP's: few directions hold most of the variance. Views depend on all modalities,
-mostly linearly, with one bend and one product of image and text. Times are wall and CPU seconds of the fit alone.
+Without --work the embeddings are drawn, with a spectrum like CLIP's: few directions hold most of the variance. Views
+depend on all modalities, mostly linearly, with one bend and one product of image and text. With it they are those of a
+finished cache. Times are wall and CPU seconds of the fit alone; on a busy machine CPU seconds are the ones to compare.
+`lightgbm` is measured where it is installed.
 """
 
 import argparse
+import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import rival_heads
 
 from heads.config import HeadsConfig
 from heads.fit import fit
 from heads.folds import FoldPlan, kfold
 from heads.inputs import Block, Inputs
-from heads.linear import PENALTIES
-from heads.metrics import msle
 
 NOISE_SD = 1.6
 
 
 def main() -> None:
     options = read_options()
-    inputs, log_views = draw_videos(options.rows, options.dim)
-    plan = kfold(options.rows, 3, 42)
-    print(f"{options.rows} rows x ({options.dim} + {options.dim}) + age, 3 folds; variance {log_views.var():.3f}")
+    inputs, log_views = draw_videos(options.rows, options.dim) if options.work is None else read_videos(options)
+    plan = kfold(len(log_views), 3, 42)
+    widths = ", ".join(f"{block.modality} {block.values.shape[1]}" for block in inputs.blocks)
+    print(f"{len(log_views)} rows, {widths}, 3 folds; variance {log_views.var():.3f}")
     fits = fits_of(inputs, log_views, plan)
     for name in options.heads.split(","):
-        wall, cpu = time.perf_counter(), time.process_time()
-        error = fits[name]()
-        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-        print(f"{name:<18} OOF MSLE {error:.4f}   {wall:7.1f} s   {cpu:7.1f} CPU s", flush=True)
+        print(f"{name:<18} {measured(fits[name])}   load {os.getloadavg()[0]:.1f}", flush=True)
 
 
 def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--dim", type=int, default=768)
-    parser.add_argument("--heads", default="linear-no-search,linear,hybrid,trees,library")
+    parser.add_argument("--heads", default="linear-no-search,linear,hybrid,mlp,trees,ridge-loop,lightgbm,torch-loop")
+    parser.add_argument("--data", type=Path, default=Path("dataset"), help="the dataset of a finished cache")
+    parser.add_argument("--work", type=Path, help="the work folder that holds it")
+    parser.add_argument("--model", help="its encoder, where there are several")
     return parser.parse_args()
+
+
+def measured(fitted: Callable[[], float]) -> str:
+    wall, cpu = time.perf_counter(), time.process_time()
+    try:
+        error = fitted()
+    except ImportError as missing:
+        return f"left out: {missing}"
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    return f"OOF MSLE {error:.4f}   {wall:7.1f} s   {cpu:7.1f} CPU s"
 
 
 def fits_of(inputs: Inputs, log_views: np.ndarray, plan: FoldPlan) -> dict[str, Callable[[], float]]:
@@ -53,29 +68,35 @@ def fits_of(inputs: Inputs, log_views: np.ndarray, plan: FoldPlan) -> dict[str, 
         "mlp": replace(config, head="mlp"),
         "trees": replace(config, head="trees"),
     }
+    rivals = {
+        "ridge-loop": rival_heads.ridge_loop,
+        "lightgbm": rival_heads.boosted_components,
+        "torch-loop": rival_heads.torch_loop,
+    }
 
     def ours(chosen: HeadsConfig) -> float:
         members = fit(inputs, log_views, plan, chosen).members
         return float(np.average([member.final_msle for member in members], weights=plan.sizes))
 
     return {name: (lambda kind=kind: ours(kind)) for name, kind in kinds.items()} | {
-        "library": lambda: library_loop(inputs, log_views, plan)
+        name: (lambda rival=rival: rival(inputs, log_views, plan)) for name, rival in rivals.items()
     }
 
 
-def library_loop(inputs: Inputs, log_views: np.ndarray, plan: FoldPlan) -> float:
-    """What people write: scikit-learn's Ridge, once per fold and penalty; the best penalty over all folds."""
-    from sklearn.linear_model import Ridge
+def read_videos(options: argparse.Namespace) -> tuple[Inputs, np.ndarray]:
+    """Image, text and age of the training videos of a dataset, from its cache."""
+    from features.progress import Silent
+    from heads.targets import Target
+    from pipeline.config import TrainHeadsConfig
+    from pipeline.dataset import read_dataset
+    from pipeline.inputs import choose_sources, gather
+    from pipeline.workspace import Workspace
 
-    x = np.hstack([block.values for block in inputs.blocks if isinstance(block, Block)])
-    errors = np.zeros(len(PENALTIES))
-    for place, penalty in enumerate(PENALTIES):
-        predicted = np.empty_like(log_views)
-        for fold in range(plan.n_folds):
-            train, val = plan.train_rows(fold), plan.val_rows(fold)
-            predicted[val] = Ridge(alpha=penalty).fit(x[train], log_views[train]).predict(x[val])
-        errors[place] = msle(log_views, predicted)
-    return float(errors.min())
+    dataset = read_dataset(TrainHeadsConfig(data=options.data), Silent())
+    workspace, tags = Workspace(options.work), [options.model] if options.model else []
+    sources = choose_sources(workspace, tags, [], dataset.train)
+    inputs = gather(workspace, sources, dataset.train, dataset.newest()).inputs
+    return inputs, Target().to_log(dataset.train.views)
 
 
 def draw_videos(n_videos: int, dim: int) -> tuple[Inputs, np.ndarray]:

@@ -86,7 +86,16 @@ def vp(options: argparse.Namespace) -> float:
         if not options.texts:
             (data / "train_val").symlink_to((options.data / "train_val").resolve())
         command = [sys.executable, "-m", "cli", "extract", "--data", str(data), "--work", f"{scratch}/work"]
-        command += ["--model", str(options.model.resolve()), "--device", "cpu", "--json", "--quiet"]
+        command += [
+            "--model",
+            str(options.model.resolve()),
+            "--device",
+            "cpu",
+            "--precision",
+            "fp32",
+            "--json",
+            "--quiet",
+        ]
         result = subprocess.run(command, capture_output=True, text=True, check=True)
         return float(json.loads(result.stdout.splitlines()[-1])["rows_per_second"])
 

@@ -21,7 +21,7 @@ from features.plan import MANIFEST, CachePlan, PlannedShard, digest, shard_key, 
 from features.shards import Shard, write_shard
 from features.store import READ_THREADS, EmbeddingStore
 
-ROWS_PER_SHARD = 1024
+ROWS_PER_SHARD = 4096  # as on a GPU
 REPEATS = 7
 
 

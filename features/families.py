@@ -23,7 +23,9 @@ class TowerEncoder(Encoder, Protocol):
 Family = Callable[[EncoderConfig, Sequence[str], str, str], TowerEncoder]
 
 
-def load_encoder(config: EncoderConfig, kinds: Sequence[str], device: str, precision: str) -> TowerEncoder:
+def load_encoder(
+    config: EncoderConfig, kinds: Sequence[str], device: str, precision: str, *, compiled: bool = False
+) -> TowerEncoder:
     """Load the towers for these kinds of vector ("image", "text"), and nothing else.
 
     Parameters
@@ -37,6 +39,8 @@ def load_encoder(config: EncoderConfig, kinds: Sequence[str], device: str, preci
     precision
         Of weights and activations: "fp32", "bf16", "fp16", or "int8" for linear layers of 8 bits (CPUs only; whether
         that is good enough is for `features.quantised.require_agreement` to say). Vectors come back as float32.
+    compiled
+        Have torch compile the tower of images, whose batches all have one shape; texts come in too many lengths.
 
     Raises
     ------
@@ -49,7 +53,10 @@ def load_encoder(config: EncoderConfig, kinds: Sequence[str], device: str, preci
     if missing:
         raise UsageError(f"{config.tag} makes vectors of {', '.join(config.dim)}, not of {', '.join(missing)}")
     if precision != "int8":
-        return _family(config.family)(config, kinds, device, precision)
+        encoder = _family(config.family)(config, kinds, device, precision)
+        if compiled and "image" in encoder.towers:
+            encoder.towers["image"].compile(dynamic=False)
+        return encoder
     if device != "cpu":
         raise UsageError(f"--precision int8 is for CPUs, however the device is {device}: use bf16, or --device cpu")
     from features.quantised import quantise  # noqa: PLC0415 - imports torch

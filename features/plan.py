@@ -23,7 +23,7 @@ TIMING = "timing.json"
 QUARANTINE = "quarantine"
 """Where the time of the last extraction went; the folder for shards that were found damaged."""
 
-DECIDE_LAST_BITS = ("device", "torch", "transformers", "tokenizers", "pillow")
+DECIDE_LAST_BITS = ("device", "compile", "torch", "transformers", "tokenizers", "pillow")
 """Fields of the environment that may change a vector a little."""
 _AND = "; "
 

@@ -1,7 +1,8 @@
 """EmbeddingStore: the finished cache of one split, read back aligned by video id."""
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +31,10 @@ class Embeddings:
     def present(self) -> Bool[np.ndarray, " row"]:
         """Which rows have a vector."""
         return np.asarray(self.status == Status.OK)
+
+    def cut(self, rows: slice) -> "Embeddings":
+        """A range of rows, not copied."""
+        return Embeddings(self.ids[rows], self.vectors[rows], self.status[rows], self.source_digest[rows])
 
     def aligned(self, ids: Sequence[str]) -> "Embeddings":
         """The rows of `ids`, in that order.
@@ -94,6 +99,34 @@ class EmbeddingStore:
             list(pool.map(load, planned))
         return Embeddings([id_ for part in ids for id_ in part], vectors, status, source_digest)
 
+    def ranges(self, kind: str, rows: int) -> Iterator[Embeddings]:
+        """All vectors of one kind, `rows` at a time (the last range may be shorter), every byte checked.
+
+        Shards are read ahead of what was asked for, so that reading and working on what was read overlap; memory is
+        that of about two ranges, however many rows there are.
+        """
+        waiting: list[Embeddings] = []
+        for shard in self._read_ahead(kind, rows):
+            waiting.append(Embeddings(list(shard.ids), shard.embedding, shard.status, shard.source_digest))
+            while sum(len(part.ids) for part in waiting) >= rows:
+                there = _joined(waiting)
+                yield there.cut(slice(0, rows))
+                waiting = [there.cut(slice(rows, None))] if len(there.ids) > rows else []
+        if waiting:
+            yield _joined(waiting)
+
+    def _read_ahead(self, kind: str, rows: int) -> Iterator[Shard]:
+        """The shards of one kind in order; those of the next `rows` rows are being read meanwhile."""
+        reading: deque[Future[Shard]] = deque()
+        most = rows // self.plan.rows_per_shard + READ_THREADS
+        with ThreadPoolExecutor(READ_THREADS) as pool:
+            for planned in self.plan.of_kind(kind):
+                reading.append(pool.submit(self.shard, planned))
+                if len(reading) > most:
+                    yield reading.popleft().result()
+            while reading:
+                yield reading.popleft().result()
+
     def shard(self, planned: PlannedShard) -> Shard:
         """One shard, checked against the manifest."""
         dim = self.plan.dims[planned.kind]
@@ -103,6 +136,17 @@ class EmbeddingStore:
         if found != expected:
             raise CacheError(f"shard {self.folder / planned.file} is {found}, the manifest says {expected}")
         return shard
+
+
+def _joined(parts: Sequence[Embeddings]) -> Embeddings:
+    if len(parts) == 1:
+        return parts[0]
+    return Embeddings(
+        [id_ for part in parts for id_ in part.ids],
+        np.concatenate([part.vectors for part in parts]),
+        np.concatenate([part.status for part in parts]),
+        np.concatenate([part.source_digest for part in parts]),
+    )
 
 
 def _unfinished(folder: Path) -> str:

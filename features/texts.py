@@ -46,6 +46,10 @@ class TextPolicy:
     pooling: Literal["", "mean", "cls", "max", "last"] = ""
     prefix: str = ""
 
+    def prompt(self, title: str, description: str) -> "Prompt":
+        """What an encoder reads of a video."""
+        return joined(title, description, self.characters)
+
     def prepared(self, text: str) -> str:
         """The text as the tokenizer gets it.
 

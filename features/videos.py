@@ -105,7 +105,8 @@ class VideoTable:
 
         It is `<id>.jpg` (else .jpeg, .png, .webp, .gif) in the folder of the split, or what a mapped `thumbnail`
         column names relative to that folder. An id that is no plain file name never becomes part of a path, and
-        nothing outside the folder of the CSV is named, not even through links.
+        nothing outside the folder of the CSV is named, not even through links; only the folder of the split itself may
+        be a link to another place.
         """
         if self.thumbnails is None:
             return Status.MISSING
@@ -126,20 +127,20 @@ class VideoTable:
         return newest(self.published, self.year)
 
     def _looked_up(self, path: Path) -> Path | Status:
-        """Like `_checked`, with one lstat for a plain file in a folder that was checked before."""
+        """Like `_checked`, with one lstat for a plain file in the folder of the split."""
         try:
             is_plain = stat.S_ISREG(path.lstat().st_mode)
         except FileNotFoundError:
             return Status.MISSING
         except OSError:
             return Status.UNREADABLE
-        return path if is_plain and self._folder_is_inside else self._checked(path)
+        return path if is_plain else self._checked(path)
 
     def _checked(self, path: Path) -> Path | Status:
         """The path without links, if it exists inside the dataset."""
         try:
             resolved = Path(os.path.realpath(path))
-            if not resolved.is_relative_to(self._root):
+            if not any(resolved.is_relative_to(root) for root in self._roots):
                 return Status.OUTSIDE_ROOT
             resolved.stat()
         except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: no path can hold NUL or surrogates
@@ -149,12 +150,9 @@ class VideoTable:
         return resolved
 
     @cached_property
-    def _root(self) -> str:
-        return os.path.realpath(self.path.parent)
-
-    @cached_property
-    def _folder_is_inside(self) -> bool:
-        return self.thumbnails is not None and isinstance(self._checked(self.thumbnails), Path)
+    def _roots(self) -> tuple[str, str]:
+        """The folder of the CSV, and where the folder of thumbnails really is: whoever links that one means it."""
+        return os.path.realpath(self.path.parent), os.path.realpath(self.thumbnails or self.path.parent)
 
 
 def has_split(config: DatasetConfig, split: str) -> bool:

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from heads.gram import training_sums
 from heads.readers import AsIs, FoldReaders, Projection, fit_readers
 from heads.ridge import Problem
 from heads.targets import Standardisation
@@ -24,12 +23,12 @@ def _projections(problem: Problem, fold: int, n_components: int) -> dict[str, Pr
     """The directions in which each embedding varies most, from the sums that the linear head uses as well."""
     from scipy.linalg import eigh  # noqa: PLC0415  slow, and only these heads need it
 
-    sums = training_sums(problem.parts, problem.plan, fold)
+    sums = problem.training_sums(fold)
     gram, means = sums.centred()[0], sums.means()
     projections = {}
-    for block, columns in zip(problem.layout.blocks, problem.layout.slices, strict=True):
-        width = block.values.shape[1]
+    for modality, columns in problem.embeddings.slices.items():
+        width = columns.stop - columns.start
         _, axes = eigh(gram[columns, columns], subset_by_index=(max(width - n_components, 0), width - 1))
         components = np.ascontiguousarray(axes[:, ::-1].astype(np.float32))
-        projections[block.modality] = Projection(AsIs(width), means[columns].astype(np.float32), components)
+        projections[modality] = Projection(AsIs(width), means[columns].astype(np.float32), components)
     return projections

@@ -3,8 +3,10 @@
 The text in `Annotated` is what `vp train-heads --help` shows.
 """
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal, TypeVar
+
+Config = TypeVar("Config", bound="HeadsConfig")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,16 +27,30 @@ class HeadsConfig:
     hidden_dim: Annotated[int, "width H of the image and text heads: dim -> H -> H/2 -> 1"] = 512
     dropout: Annotated[float, "share of hidden units dropped while training"] = 0.1
     batch_size: Annotated[int, "rows per training step"] = 512
+    seeds: Annotated[int, "members per fold, of seed, seed + 1, ...; a fold predicts their mean of log views"] = 1
+    patience: Annotated[int, "epochs without improvement after which a member stops; 0: it never does"] = 0
+    joint: Annotated[bool, "hybrid: also a network across the modalities; the head is then not additive"] = False
 
     def __post_init__(self) -> None:
         rules = {
-            "--epochs must be at least 1": self.epochs >= 1,
-            "--lr must be above 0": self.lr > 0,
-            "--hidden-dim must be at least 2": self.hidden_dim >= 2,
-            "--dropout must be at least 0 and at most 0.99": 0 <= self.dropout <= 0.99,
-            "--batch-size must be at least 1": self.batch_size >= 1,
-            "--seed must not be negative": self.seed >= 0,
-            "--weight-decay must not be negative": self.weight_decay >= 0,
+            f"--epochs must be at least 1, not {self.epochs}": self.epochs >= 1,
+            f"--lr must be above 0, not {self.lr}": self.lr > 0,
+            f"--hidden-dim must be at least 2, not {self.hidden_dim}": self.hidden_dim >= 2,
+            f"--dropout must be at least 0 and at most 0.99, not {self.dropout}": 0 <= self.dropout <= 0.99,
+            f"--batch-size must be at least 1, not {self.batch_size}": self.batch_size >= 1,
+            f"--seed must not be negative, as {self.seed} is": self.seed >= 0,
+            f"--weight-decay must not be negative, as {self.weight_decay} is": self.weight_decay >= 0,
+            f"--seeds must be at least 1, not {self.seeds}": self.seeds >= 1,
+            f"--patience must not be negative, as {self.patience} is": self.patience >= 0,
+            f"--joint belongs to --head hybrid, not to {self.head}": not self.joint or self.head == "hybrid",
         }
         if broken := [rule for rule, holds in rules.items() if not holds]:
-            raise ValueError(f"{'; '.join(broken)}, given {self}")
+            raise ValueError("; ".join(broken))
+
+    def of_each_seed(self: Config) -> list[Config]:
+        """The same configuration with one seed, for each of the `seeds`.
+
+        >>> [config.seed for config in HeadsConfig(seed=7, seeds=2).of_each_seed()]
+        [7, 8]
+        """
+        return [replace(self, seed=self.seed + place, seeds=1) for place in range(self.seeds)]

@@ -3,18 +3,19 @@
 import numpy as np
 from jaxtyping import Float64
 
+from heads.chunks import Chunks
 from heads.folds import FoldPlan, kfold
 from heads.inputs import Inputs, stacked
-from heads.linear import fit_linear
+from heads.linear import fit_linear, out_of_fold_msle
+from heads.ridge import Problem
 from heads.targets import Target
 
 AUC_FOLDS = 3
 
 
-def linear_msle(inputs: Inputs, log_views: Float64[np.ndarray, " video"], plan: FoldPlan, seed: int) -> float:
+def linear_msle(inputs: Chunks, log_views: Float64[np.ndarray, " video"], plan: FoldPlan, seed: int) -> float:
     """Out-of-fold MSLE of the linear head under a plan, all modalities on equal terms."""
-    members = fit_linear(inputs, log_views, plan, seed=seed, search=False).members
-    return float(np.average([member.final_msle for member in members], weights=plan.sizes))
+    return out_of_fold_msle(Problem(inputs, log_views, plan, np.ones(len(log_views)), seed))
 
 
 def adversarial_auc(train: Inputs, test: Inputs, seed: int) -> dict[str, float]:

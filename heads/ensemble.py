@@ -78,9 +78,13 @@ def nested_msle(
     oof: Float64[np.ndarray, "model video"],
     log_views: Float64[np.ndarray, " video"],
     fold_of: Int32[np.ndarray, " video"],
+    *,
+    expanding: bool = False,
 ) -> float:
     """Honest MSLE of stacking: each fold is scored with weights fitted on the other folds.
 
+    In an `expanding` plan the folds follow each other in time, and later ones would tell the future: a fold is scored
+    with weights fitted on earlier ones alone, the first, before which there is nothing, with equal weights.
     Rows that were never validated (fold -1) are left out. Raises UnfitDataError for fewer than two folds.
     """
     folds = np.unique(fold_of[fold_of >= 0])
@@ -88,8 +92,10 @@ def nested_msle(
         raise UnfitDataError(f"a nested score needs at least 2 folds, given {len(folds)}")
     log_pred = np.zeros_like(log_views)
     for fold in folds:
-        scored, fitted = fold_of == fold, (fold_of >= 0) & (fold_of != fold)
-        log_pred[scored] = stack_weights(oof[:, fitted], log_views[fitted]) @ oof[:, scored]
+        scored = fold_of == fold
+        fitted = (fold_of >= 0) & (fold_of < fold if expanding else ~scored)
+        weights = stack_weights(oof[:, fitted], log_views[fitted]) if fitted.any() else np.full(len(oof), 1 / len(oof))
+        log_pred[scored] = weights @ oof[:, scored]
     validated = fold_of >= 0
     return msle(log_views[validated], log_pred[validated])
 

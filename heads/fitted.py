@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
-from heads.inputs import AnyBlock, Inputs, row_chunks
+from heads.inputs import JOINT, AnyBlock, Inputs, row_chunks
 from heads.readers import Reader, reader_from
-from heads.simplex import canonical_gauge
+from heads.simplex import Gauge, canonical_gauge
 from heads.targets import Standardisation, Target
 
 
@@ -148,6 +148,18 @@ class FittedHeads:
         )
         present = np.stack([block.present[train_rows] for block in blocks])
         gauge = canonical_gauge(outputs, present, raw_weights, intercept, row_weights)
+        return cls.in_gauge(heads, gauge, raw_weights, standardisation, target)
+
+    @classmethod
+    def in_gauge(
+        cls,
+        heads: Mapping[str, Head],
+        gauge: Gauge,
+        raw_weights: Float64[np.ndarray, " modality"],
+        standardisation: Standardisation,
+        target: Target,
+    ) -> "FittedHeads":
+        """A trained model rewritten as its gauge says."""
         return cls(
             heads={
                 modality: head.recentred(centre, scale)
@@ -164,8 +176,13 @@ class FittedHeads:
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """The modalities it reads, in the order of its weights."""
+        """Its terms, in the order of its weights: the modalities it reads, then `joint` if it reads across them."""
         return tuple(self.heads)
+
+    @property
+    def additive(self) -> bool:
+        """Whether every term reads one modality alone; fine-tuning an encoder needs that."""
+        return JOINT not in self.heads
 
     @property
     def baseline(self) -> float:
@@ -189,6 +206,30 @@ class FittedHeads:
         """Log views: the baseline plus all contributions."""
         log_views: Float64[np.ndarray, " video"] = self.baseline + self.contributions(inputs).sum(axis=0)
         return log_views
+
+    def averaged_with(self, others: Sequence["FittedHeads"]) -> "FittedHeads":
+        """The heads that predict the mean of these and others: every branch of each, its share of the mean.
+
+        Raises ValueError where they were not trained on the same rows and modalities.
+        """
+        members = (self, *others)
+        if any(m.modalities != self.modalities or m.standardisation != self.standardisation for m in members):
+            raise ValueError("only heads of the same fold and modalities have a mean")
+        weights = np.mean([member.weights for member in members], axis=0)
+
+        def mean_head(index: int, modality: str) -> Head:
+            whole = len(members) * weights[index]
+            shares = [float(m.weights[index] / whole) if whole else 0.0 for m in members]
+            parts = [m.heads[modality].recentred(0.0, share) for m, share in zip(members, shares, strict=True)]
+            return Head(tuple(branch for part in parts for branch in part.branches))
+
+        return replace(
+            self,
+            heads={modality: mean_head(index, modality) for index, modality in enumerate(self.modalities)},
+            weights=weights,
+            raw_weights=np.mean([member.raw_weights for member in members], axis=0),
+            intercept=float(np.mean([member.intercept for member in members])),
+        )
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Parameters of the heads by name, such as `image.0.weight_0`."""

@@ -8,7 +8,7 @@ which has a value and leads to itself. A row walks from the root of every tree t
 is added in this order, in float64. So does scikit-learn, and both agree to the last bit.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -93,6 +93,26 @@ class Forest:
         while (leads_to[leads_to] != leads_to).any():  # a decided split may lead to another
             leads_to = leads_to[leads_to]
         return replace(self, roots=leads_to[self.roots], children=leads_to[self.children])
+
+    def averaged_with(self, others: Sequence["Forest"]) -> "Forest":
+        """The forest that predicts the mean of this one and others: all their trees, each leaf its share of the mean.
+
+        Raises ValueError for forests over another number of columns.
+        """
+        forests = (self, *others)
+        if any(forest.n_columns != self.n_columns for forest in forests):
+            raise ValueError(f"only forests over the same columns have a mean, given {[f.n_columns for f in forests]}")
+        first_nodes = np.cumsum([0, *(len(forest.column) for forest in forests[:-1])])
+        placed = list(zip(first_nodes, forests, strict=True))
+        return Forest(
+            roots=np.concatenate([first + forest.roots for first, forest in placed]),
+            column=np.concatenate([forest.column for forest in forests]),
+            threshold=np.concatenate([forest.threshold for forest in forests]),
+            children=np.concatenate([first + forest.children for first, forest in placed]),
+            value=np.concatenate([forest.value for forest in forests]) / len(forests),
+            baseline=float(np.mean([forest.baseline for forest in forests])),
+            n_columns=self.n_columns,
+        )
 
     def tensors(self) -> dict[str, np.ndarray]:
         """Everything as float64 and int64 arrays by name."""

@@ -1,46 +1,39 @@
 """Sums of products over rows, from which every ridge of every fold follows without another look at the rows.
 
-Let X be the embeddings of all modalities side by side (zeros where one is absent), P one column per modality that says
+Let X be the columns of all modalities side by side (zeros where one is absent), P one column per modality that says
 where it is present, and y the centred log views. For each part of the rows (the rows that one fold validates)
 
     S_part = [X P 1 y]' diag(weight) [X P 1 y]
 
 is accumulated once. The sums of a fold's training rows are those of the parts that train it. Centring a modality on the
-rows where it is present, x - p mu', is a linear map of the columns of [X P], so it acts on the sums as well.
+rows where it is present, x - p mu', is a linear map of the columns of [X P], so it acts on the sums as well. And an
+error is linear in these columns, so that its sum of squares over a part is v' S_part v for some v.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int32, Int64
-
-from heads.folds import FoldPlan
-from heads.inputs import Block, row_chunks
+from jaxtyping import Float32, Float64, Int32
 
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """Where the columns of each embedding stand in X, in the order of the blocks."""
+    """How many columns of X each modality has, in order."""
 
-    blocks: Sequence[Block]
-
-    @property
-    def widths(self) -> list[int]:
-        """Columns of each block."""
-        return [block.values.shape[1] for block in self.blocks]
+    widths: Mapping[str, int]
 
     @property
     def width(self) -> int:
         """Columns of X."""
-        return sum(self.widths)
+        return sum(self.widths.values())
 
     @property
-    def slices(self) -> list[slice]:
-        """The columns of each block."""
-        ends = np.cumsum([0, *self.widths]).tolist()
-        return [slice(start, stop) for start, stop in pairwise(ends)]
+    def slices(self) -> dict[str, slice]:
+        """The columns of each modality."""
+        ends = np.cumsum([0, *self.widths.values()]).tolist()
+        return {name: slice(*place) for name, place in zip(self.widths, pairwise(ends), strict=True)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +57,7 @@ class Sums:
         """Mean of every column of X over the rows where its modality is present; 0 where it never is."""
         width, totals = self.layout.width, self.products[-2]
         means = np.zeros(width)
-        for index, columns in enumerate(self.layout.slices):
+        for index, columns in enumerate(self.layout.slices.values()):
             here = totals[width + index]
             means[columns] = totals[columns] / here if here > 0 else 0.0
         return means
@@ -72,8 +65,8 @@ class Sums:
     def centred(self) -> tuple[Float64[np.ndarray, "column column"], Float64[np.ndarray, " column"]]:
         """(X - P mu')'(X - P mu') and (X - P mu')'(y - mean y), each modality centred where it is present."""
         width, means = self.layout.width, self.means()
-        presence = np.zeros((width, len(self.layout.blocks)))  # row: a column of X; entry: -mu under its modality
-        for index, columns in enumerate(self.layout.slices):
+        presence = np.zeros((width, len(self.layout.widths)))  # row: a column of X; entry: -mu under its modality
+        for index, columns in enumerate(self.layout.slices.values()):
             presence[columns, index] = -means[columns]
         total = self.products
         across = total[:width, width:-2] @ presence.T
@@ -84,49 +77,20 @@ class Sums:
         return gram, with_y - self.mean_target * with_one
 
 
-def part_sums(
-    layout: Layout,
-    target: Float64[np.ndarray, " video"],
+def part_products(
+    chunks: Iterable[tuple[slice, Float32[np.ndarray, "row column"]]],
+    n_columns: int,
     fold_of: Int32[np.ndarray, " video"],
     weights: Float64[np.ndarray, " video"],
-) -> dict[int, Sums]:
-    """S of every part of the rows, in one pass over them; -1 is the part that no fold validates.
+) -> dict[int, Float64[np.ndarray, "column column"]]:
+    """Sums of products of columns over every part of the rows, in one pass; -1 is the part that no fold validates.
 
-    Products are taken in float32 over at most `heads.inputs.CHUNK_ROWS` rows and summed in float64.
+    Products are taken in float32 over the rows of a chunk, which is overwritten, and summed in float64.
     """
-    size = layout.width + len(layout.blocks) + 2
-    totals = {int(part): np.zeros((size, size)) for part in np.unique(fold_of)}
-    root = np.sqrt(weights)
-    for chunk in row_chunks(len(target)):
-        columns = _augmented(layout, target, chunk) * root[chunk, None].astype(np.float32)
-        for part in np.unique(fold_of[chunk]).tolist():
-            own = columns[fold_of[chunk] == part]
+    totals = {int(part): np.zeros((n_columns, n_columns)) for part in np.unique(fold_of)}
+    for rows, columns in chunks:
+        np.multiply(columns, np.sqrt(weights[rows, None]).astype(np.float32), out=columns)
+        for part in np.unique(fold_of[rows]).tolist():
+            own = columns[fold_of[rows] == part]
             totals[part] += own.T @ own
-    return {part: Sums(layout, products) for part, products in totals.items()}
-
-
-def training_sums(parts: dict[int, Sums], plan: FoldPlan, fold: int) -> Sums:
-    """S of the rows that train a fold: the sum over the parts that do."""
-    trains = set(np.unique(plan.fold_of[plan.train_rows(fold)]).tolist())
-    chosen = [sums for part, sums in parts.items() if part in trains]
-    return Sums(chosen[0].layout, np.sum([sums.products for sums in chosen], axis=0))
-
-
-def columns_of(layout: Layout, rows: Int64[np.ndarray, " row"] | slice) -> Float32[np.ndarray, "row column"]:
-    """X of some rows."""
-    return np.hstack([_no_columns(rows), *(block.take(rows).values for block in layout.blocks)])
-
-
-def _no_columns(rows: Int64[np.ndarray, " row"] | slice) -> Float32[np.ndarray, "row 0"]:
-    n_rows = rows.stop - rows.start if isinstance(rows, slice) else len(rows)
-    return np.empty((n_rows, 0), np.float32)
-
-
-def _augmented(layout: Layout, target: Float64[np.ndarray, " video"], rows: slice) -> Float32[np.ndarray, "row column"]:
-    blocks = [block.take(rows) for block in layout.blocks]
-    out = np.empty((rows.stop - rows.start, layout.width + len(blocks) + 2), np.float32)
-    for index, (block, columns) in enumerate(zip(blocks, layout.slices, strict=True)):
-        out[:, columns] = block.values
-        out[:, layout.width + index] = block.present
-    out[:, -2], out[:, -1] = 1, target[rows]
-    return out
+    return totals

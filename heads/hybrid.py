@@ -8,25 +8,30 @@ epoch with the lowest validation MSLE. `final` is the epoch that was best on the
 member has chosen when it stopped. Both may be epoch 0, so the networks never have to make anything worse.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
 
 from heads.components import component_readers
 from heads.config import HeadsConfig
+from heads.courses import Course, OnEpoch, best_elsewhere, run_courses
+from heads.cross_fitting import cross_fitted
+from heads.errors import UnfitDataError
 from heads.fitted import FittedHeads, Head
 from heads.folds import FoldPlan
 from heads.inputs import Inputs
+from heads.joint_residual import with_joint
 from heads.linear import solve
 from heads.members import TrainedMember, Training
 from heads.metrics import msle
 from heads.mlp import RawMember
-from heads.pack import Start
+from heads.pack import Entry, Start
 from heads.ridge import Problem
 from heads.targets import Target
-from heads.training import Course, OnEpoch, run_courses
+from heads.training import entries_of
 
 NARROWER = 4
 """The networks are this much narrower than `--head mlp`'s: the same error at a third of the time."""
@@ -44,42 +49,91 @@ def fit_hybrid(
     device: str = "cpu",
     on_epoch: OnEpoch | None = None,
 ) -> Training[FittedHeads]:
-    """Fit the linear head of every fold, then its networks; raises what `fit_linear` and `train_members` do."""
-    target = Target(config.target)
-    problem = Problem(inputs, log_views, plan, np.ones(len(log_views)), config.seed)
-    linear = solve(problem, target, search=config.search)
-    starts = {member.fold: _start(problem, member, config) for member in linear.members}
+    """Fit the linear head of every fold, then the networks of each of its seeds.
+
+    Raises what `fit_linear` and `train_members` do, and UnfitDataError for a joint network of a single modality.
+    """
+    (training,) = fit_hybrids(inputs, log_views, plan, [config], device=device, on_epoch=on_epoch)
+    return training
+
+
+def fit_hybrids(
+    inputs: Inputs,
+    log_views: Float64[np.ndarray, " video"],
+    plan: FoldPlan,
+    configs: Sequence[HeadsConfig],
+    *,
+    device: str = "cpu",
+    on_epoch: OnEpoch | None = None,
+) -> list[Training[FittedHeads]]:
+    """`fit_hybrid` of configurations that differ in their networks alone: the linear head is fitted once."""
+    first, target = configs[0], Target(configs[0].target)
+    if first.joint and len(inputs.blocks) == 1:
+        raise UnfitDataError(f"--joint reads across modalities, and there is only {inputs.modalities[0]}: leave it out")
+    problem = Problem(inputs, log_views, plan, np.ones(len(log_views)), first.seed)
+    linear = solve(problem, target, search=first.search)
+    starts = [_start(problem, member, linear.facts, first) for member in linear.members]
+    entries = [[replace(entry, start=starts[entry.fold]) for entry in _narrow(plan, config)] for config in configs]
+    together = [entry for own in entries for entry in own]
+    courses = iter(run_courses(inputs, log_views, plan, together, device=device, on_epoch=on_epoch))
+    facts = {**linear.facts, "linear_msle": [member.final_msle for member in linear.members]}
+    trainings = []
+    for own in entries:
+        members, stops = _members([next(courses) for _ in own], linear.members, problem, target)
+        trainings.append(Training(members, linear.notes, facts | {"final_epoch": stops}))
+    if first.joint:
+        return with_joint(
+            trainings,
+            entries,
+            starts,
+            linear.members,
+            problem=problem,
+            target=target,
+            device=device,
+            on_epoch=on_epoch,
+        )
+    return trainings
+
+
+def _narrow(plan: FoldPlan, config: HeadsConfig) -> Iterator[Entry]:
     narrow = replace(config, hidden_dim=max(config.hidden_dim // NARROWER, 2))
-    courses = run_courses(inputs, log_views, plan, narrow, device=device, on_epoch=on_epoch, starts=starts)
-    stops = [_stop(courses, fold) for fold in range(plan.n_folds)]
+    yield from entries_of(plan, narrow)
+
+
+def _start(
+    problem: Problem, member: TrainedMember[FittedHeads], facts: Mapping[str, Any], config: HeadsConfig
+) -> Start:
+    """The linear head; where it has more columns than rows, it predicts the rows as if it had not seen them.
+
+    It knows them by heart otherwise. Where it has fewer columns the networks do better with what it leaves over of the
+    rows it has seen: each ridge without a part of them is a worse one, and they would mend what the whole one can.
+    """
+    fold, train_rows = member.fold, problem.plan.train_rows(member.fold)
+    fitted = component_readers(problem, fold, COMPONENTS, np.random.default_rng((config.seed, fold)))
+    terms = member.final.contributions(problem.inputs)
+    base = member.final.baseline + terms.sum(axis=0)
+    if sum(head.branches[0].reader.width for head in member.final.heads.values()) > len(train_rows):
+        unseen = cross_fitted(problem, fold, facts["penalty"][fold], facts["scales"][fold], Target(config.target))
+        base[train_rows] = base[train_rows] if unseen is None else unseen
+    return Start(base, fitted, terms)
+
+
+def _members(
+    courses: Sequence[Course], linear: Sequence[TrainedMember[FittedHeads]], problem: Problem, target: Target
+) -> tuple[list[TrainedMember[FittedHeads]], list[int]]:
+    """Every member at its best epoch and at the one where its fold stops, and these epochs."""
+    stops = [best_elsewhere(courses, fold) for fold in range(problem.plan.n_folds)]
     members = [
-        _combined(course, member.final, stop, problem, target)
-        for course, member, stop in zip(courses, linear.members, stops, strict=True)
-    ]
-    facts = {**linear.facts, "linear_msle": [member.final_msle for member in linear.members], "final_epoch": stops}
-    return Training(members, linear.notes, facts)
-
-
-def _start(problem: Problem, member: TrainedMember[FittedHeads], config: HeadsConfig) -> Start:
-    rng = np.random.default_rng((config.seed, member.fold))
-    fitted = component_readers(problem, member.fold, COMPONENTS, rng)
-    return Start(member.final.predict(problem.inputs), fitted)
-
-
-def _stop(courses: Sequence[Course], fold: int) -> int:
-    """The epoch with the least squared error on all folds but this one."""
-    curves = [
-        len(course.member.val_rows) * np.array([moment.record.msle for moment in course.moments])
+        _combined(course, linear[course.member.fold].final, stops[course.member.fold], problem, target)
         for course in courses
-        if course.member.fold != fold
     ]
-    return int(np.sum(curves, axis=0).argmin())
+    return members, stops
 
 
 def _combined(
     course: Course, linear: FittedHeads, stop: int, problem: Problem, target: Target
 ) -> TrainedMember[FittedHeads]:
-    rows, moments = course.member.val_rows, (course.best, course.moments[stop])
+    rows, moments = course.member.val_rows, (course.best, course.at(stop))
     best, final = (_joined(moment.raw, linear, course, problem.inputs, target) for moment in moments)
     seen, truth = problem.inputs.take(rows), problem.log_views[rows]
     return TrainedMember(
@@ -92,6 +146,7 @@ def _combined(
         train_size=len(course.member.train_rows),
         val_size=len(rows),
         history=tuple(course.records),
+        seed=course.member.config.seed,
     )
 
 

@@ -8,12 +8,16 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Int64
 
 from heads.errors import UnfitDataError
+from heads.folds import FoldPlan
 
 CHUNK_ROWS = 8192
 """Rows that are converted, normalised or predicted at a time, so that temporary memory stays small."""
 
 N_KNOTS = 16
 """Most knots of a scalar's embedding layer."""
+
+JOINT = "joint"
+"""The term that reads across modalities, beside theirs."""
 
 
 Rows = Int64[np.ndarray, " row"] | slice
@@ -31,11 +35,16 @@ class Block:
 
     @classmethod
     def embedding(
-        cls, modality: str, raw: Float[np.ndarray, "video dim"], present: Bool[np.ndarray, " video"]
+        cls,
+        modality: str,
+        raw: Float[np.ndarray, "video dim"],
+        present: Bool[np.ndarray, " video"],
+        *,
+        first_row: int = 0,
     ) -> "Block":
         """Embeddings as the encoder gave them (any float type), scaled to length 1; a zero vector stays zero.
 
-        Raises UnfitDataError where a present vector is not finite.
+        Raises UnfitDataError where a present vector is not finite; it counts rows from `first_row`.
 
         >>> raw = np.array([[3, 4], [7, 7]], dtype=np.float16)
         >>> Block.embedding("image", raw, np.array([True, False])).values
@@ -47,9 +56,20 @@ class Block:
             vectors = np.where(present[chunk, None], raw[chunk], 0).astype(np.float32)
             length = np.sqrt(np.square(vectors).sum(axis=1, keepdims=True, dtype=np.float64)).astype(np.float32)
             if not np.isfinite(length).all():
-                row = chunk.start + int((~np.isfinite(length[:, 0])).argmax())
+                row = first_row + chunk.start + int((~np.isfinite(length[:, 0])).argmax())
                 raise UnfitDataError(f"the {modality} embedding of row {row} is not finite: mark the row as absent")
             np.divide(vectors, length, out=values[chunk], where=length > 0)
+        return cls(modality=modality, values=values, present=present)
+
+    @classmethod
+    def outlined(cls, modality: str, width: int, present: Bool[np.ndarray, " video"]) -> "Block":
+        """What stands for embeddings that are not in memory, see `heads.chunks`: all NaN, and none of it stored.
+
+        >>> block = Block.outlined("image", 768, np.array([True, False]))
+        >>> block.values.shape, block.values.strides
+        ((2, 768), (0, 0))
+        """
+        values = np.broadcast_to(np.float32(np.nan), (len(present), width))
         return cls(modality=modality, values=values, present=present)
 
     @classmethod
@@ -120,7 +140,30 @@ class Words:
         return replace(self, counts=self.counts[rows], present=self.present[rows])
 
 
-AnyBlock = Block | Category | Words
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Joint:
+    """Several modalities of every video together; present where at least two of them are, as one alone has its head."""
+
+    blocks: tuple[Block | Category | Words, ...]
+    modality: str = JOINT
+
+    @property
+    def present(self) -> Bool[np.ndarray, " video"]:
+        """Where there is something to read across."""
+        present: Bool[np.ndarray, " video"] = np.sum([block.present for block in self.blocks], axis=0) >= 2
+        return present
+
+    @property
+    def n_videos(self) -> int:
+        """Number of rows."""
+        return self.blocks[0].n_videos
+
+    def take(self, rows: Rows) -> "Joint":
+        """The block of these rows, in this order."""
+        return replace(self, blocks=tuple(block.take(rows) for block in self.blocks))
+
+
+AnyBlock = Block | Category | Words | Joint
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,12 +195,24 @@ class Inputs:
         return self.blocks[0].n_videos
 
     @property
+    def outline(self) -> "Inputs":
+        """Themselves: nothing of them is out of memory, see `heads.chunks`."""
+        return self
+
+    def __iter__(self) -> Iterator[tuple[slice, "Inputs"]]:
+        """The rows and their inputs, a chunk at a time."""
+        for rows in row_chunks(self.n_videos):
+            yield rows, self.take(rows)
+
+    @property
     def present(self) -> Bool[np.ndarray, "modality video"]:
         """Where each modality is present."""
         return np.stack([block.present for block in self.blocks])
 
     def block(self, modality: str) -> AnyBlock:
-        """The block of a modality; raises ValueError where there is none."""
+        """The block of a modality, or all of them as `joint`; raises ValueError where there is none."""
+        if modality == JOINT and JOINT not in self.modalities:
+            return Joint(blocks=tuple(block for block in self.blocks if not isinstance(block, Joint)))
         if modality not in self.modalities:
             raise ValueError(f"the inputs have no {modality}, only {', '.join(self.modalities)}")
         return self.blocks[self.modalities.index(modality)]
@@ -183,6 +238,14 @@ def _stacked(first: AnyBlock, second: AnyBlock) -> AnyBlock:
 
         return replace(first, counts=vstack([first.counts, second.counts]).tocsr(), present=present)
     raise ValueError(f"{first.modality} must be of one form, given {type(first).__name__} and {type(second).__name__}")
+
+
+def check_same_videos(inputs: Inputs, log_views: Float64[np.ndarray, " video"], plan: FoldPlan) -> None:
+    """Raise ValueError unless inputs, targets and fold plan have the same number of rows."""
+    lengths = (inputs.n_videos, len(log_views), len(plan.fold_of))
+    if len(set(lengths)) > 1:
+        shown = "{}, {} and {} rows".format(*lengths)
+        raise ValueError(f"inputs, targets and fold plan must be of the same videos, given {shown}")
 
 
 def check_presence(inputs: Inputs, train_rows: Int64[np.ndarray, " row"], fold: int) -> None:

@@ -6,6 +6,8 @@ With X the centred, scaled columns of all modalities on the training rows and X'
 
 so one eigendecomposition per fold serves the whole grid. What a fold uses is decided by the errors of the other folds:
 no row that scores a member has chosen anything about it, and `best` and `final` are the same.
+
+Without words it takes two passes over the rows: one for the sums, one for the members' errors.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,11 +16,13 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64
 
+from heads.chunks import Chunks, validated_rows
 from heads.fitted import Branch, FittedHeads, Head
+from heads.fold_ridge import FoldRidge, Solutions
 from heads.folds import FoldPlan
-from heads.inputs import Inputs
 from heads.members import TrainedMember, Training, solved_member
-from heads.ridge import FoldRidge, Problem, Solutions
+from heads.ridge import Problem
+from heads.simplex import Gauge, gauge_of_spreads, head_means, head_spreads
 from heads.targets import Target
 
 PENALTIES: Float64[np.ndarray, " penalty"] = np.logspace(-2, 5, 30)
@@ -67,9 +71,20 @@ class Candidate:
 class Choice:
     """What a fold uses: a candidate, and the place of the penalty in it; `errors` are those of the other folds."""
 
+    ridge: FoldRidge
     candidate: Candidate
     place: int
     errors: Float64[np.ndarray, " penalty"]
+
+    @property
+    def solution(self) -> Solutions:
+        """The coefficients."""
+        return self.candidate.solutions[self.ridge.fold].at(self.place)
+
+    @property
+    def squared_error(self) -> float:
+        """Sum of squared errors on the rows that the fold validates."""
+        return float(self.candidate.errors[self.ridge.fold, self.place])
 
     @property
     def penalty(self) -> float:
@@ -83,7 +98,7 @@ class Choice:
 
 
 def fit_linear(
-    inputs: Inputs,
+    inputs: Chunks,
     log_views: Float64[np.ndarray, " video"],
     plan: FoldPlan,
     *,
@@ -104,32 +119,33 @@ def fit_linear(
 
 def solve(problem: Problem, target: Target, *, search: bool) -> Training[FittedHeads]:
     """`fit_linear` of a problem whose sums may have been taken already."""
-    plan, inputs = problem.plan, problem.inputs
-    folds = [FoldRidge.build(problem, fold) for fold in range(plan.n_folds)]
-    grid = PENALTIES if folds[0].words is None else PENALTIES_WITH_WORDS
-
-    def attempt(scales: Scales, penalties: Float64[np.ndarray, " penalty"]) -> Candidate:
-        solutions = [ridge.solve(penalties, scales) for ridge in folds]
-        errors = [_squared_errors(ridge, fold, solutions[fold]) for fold, ridge in enumerate(folds)]
-        return Candidate(scales, penalties, solutions, np.stack(errors))
-
-    equal = attempt({}, grid)
-    candidates = _searched(equal, attempt, inputs.modalities) if search else [equal]
-    choices = [_chosen(candidates, fold) for fold in range(plan.n_folds)]
-    members = [_member(ridge, fold, choices[fold], target) for fold, ridge in enumerate(folds)]
+    choices, grid = _choices(problem, search=search)
     facts = {
         "penalty": [choice.penalty for choice in choices],
         "scales": [dict(choice.candidate.scales) for choice in choices],
     }
-    return Training(members, _edge_notes(choices, grid), facts)
+    return Training(_members(problem, choices, target), _edge_notes(choices, grid), facts)
 
 
-def _squared_errors(ridge: FoldRidge, fold: int, solutions: Solutions) -> Float64[np.ndarray, " penalty"]:
-    problem = ridge.problem
-    rows = problem.plan.val_rows(fold)
-    errors = ridge.predict(rows, solutions) - problem.log_views[rows, None]
-    weighted: Float64[np.ndarray, " penalty"] = problem.weights[rows] @ np.square(errors)
-    return weighted
+def out_of_fold_msle(problem: Problem) -> float:
+    """The (weighted) error of all validated rows, all modalities on equal terms; without words it needs one pass."""
+    choices, _ = _choices(problem, search=False)
+    return sum(choice.squared_error for choice in choices) / float(problem.weights[problem.plan.fold_of >= 0].sum())
+
+
+def _choices(problem: Problem, *, search: bool) -> tuple[list[Choice], Float64[np.ndarray, " penalty"]]:
+    """What every fold uses, and the grid of penalties that it was chosen from."""
+    folds = [FoldRidge.build(problem, fold) for fold in range(problem.plan.n_folds)]
+    grid = PENALTIES if folds[0].words is None else PENALTIES_WITH_WORDS
+
+    def attempt(scales: Scales, penalties: Float64[np.ndarray, " penalty"]) -> Candidate:
+        solutions = [ridge.solve(penalties, scales) for ridge in folds]
+        errors = [ridge.squared_errors(own) for ridge, own in zip(folds, solutions, strict=True)]
+        return Candidate(scales, penalties, solutions, np.stack(errors))
+
+    equal = attempt({}, grid)
+    candidates = _searched(equal, attempt, problem.outline.modalities) if search else [equal]
+    return [_chosen(candidates, ridge) for ridge in folds], grid
 
 
 def _searched(
@@ -154,11 +170,11 @@ def _searched(
     return tried
 
 
-def _chosen(candidates: Sequence[Candidate], fold: int) -> Choice:
+def _chosen(candidates: Sequence[Candidate], ridge: FoldRidge) -> Choice:
     """The candidate and penalty with the least squared error on all folds but this one."""
-    elsewhere = [np.delete(candidate.errors, fold, axis=0).sum(axis=0) for candidate in candidates]
+    elsewhere = [np.delete(candidate.errors, ridge.fold, axis=0).sum(axis=0) for candidate in candidates]
     index = min(range(len(candidates)), key=lambda index: elsewhere[index].min())
-    return Choice(candidates[index], int(elsewhere[index].argmin()), elsewhere[index])
+    return Choice(ridge, candidates[index], int(elsewhere[index].argmin()), elsewhere[index])
 
 
 def _edge_notes(choices: Sequence[Choice], grid: Float64[np.ndarray, " penalty"]) -> list[str]:
@@ -173,34 +189,53 @@ def _edge_notes(choices: Sequence[Choice], grid: Float64[np.ndarray, " penalty"]
     return [note]
 
 
-def _member(ridge: FoldRidge, fold: int, choice: Choice, target: Target) -> TrainedMember[FittedHeads]:
-    solution = choice.candidate.solutions[fold].at(choice.place)
-    problem, rows = ridge.problem, ridge.problem.plan.val_rows(fold)
-    heads = _fitted(ridge, solution, target)
-    predicted = heads.predict(problem.inputs.take(rows))
-    return solved_member(heads, fold, len(ridge.train_rows), problem.log_views[rows], predicted)
+def _members(problem: Problem, choices: Sequence[Choice], target: Target) -> list[TrainedMember[FittedHeads]]:
+    """The member of every fold, with its errors on the rows that the fold validates."""
+    heads = [fitted_heads(choice.ridge, choice.solution, target) for choice in choices]
+    predicted = np.full(len(problem.log_views), np.nan)
+    for fold, rows, seen in validated_rows(problem.chunks, problem.plan):
+        predicted[rows] = heads[fold].predict(seen)
+    members = []
+    for fold, own in enumerate(heads):
+        train_size, rows = len(problem.plan.train_rows(fold)), problem.plan.val_rows(fold)
+        members.append(solved_member(own, fold, train_size, problem.log_views[rows], predicted[rows]))
+    return members
 
 
-def _fitted(ridge: FoldRidge, solution: Solutions, target: Target) -> FittedHeads:
+def fitted_heads(ridge: FoldRidge, solution: Solutions, target: Target) -> FittedHeads:
     """One linear branch per modality; the simplex weights are uniform, as nothing has trained them."""
-    modalities = ridge.problem.inputs.modalities
+    modalities = ridge.problem.outline.modalities
     heads = {}
     for modality in modalities:
         coefficients, means = ridge.of_modality(modality, solution)
         scaled = len(modalities) * coefficients
         branch = Branch(
-            reader=ridge.readers.readers[modality],
+            reader=ridge.readers[modality],
             weights=(scaled[:, None].astype(np.float32),),
             biases=(np.array([-means @ scaled], dtype=np.float32),),
         )
         heads[modality] = Head((branch,))
-    return FittedHeads.canonical(
-        heads,
-        raw_weights=np.full(len(heads), 1 / len(heads)),
-        intercept=0.0,
-        inputs=ridge.problem.inputs,
-        train_rows=ridge.train_rows,
-        standardisation=ridge.standardisation,
-        target=target,
-        row_weights=ridge.problem.weights[ridge.train_rows],
-    )
+    uniform = np.full(len(heads), 1 / len(heads))
+    gauge = _gauge(ridge, solution, heads, uniform)
+    return FittedHeads.in_gauge(heads, gauge, uniform, ridge.standardisation, target)
+
+
+def _gauge(
+    ridge: FoldRidge, solution: Solutions, heads: Mapping[str, Head], raw_weights: Float64[np.ndarray, " modality"]
+) -> Gauge:
+    """The canonical gauge: of embeddings from the sums, of what is in memory from what its head gives.
+
+    The two differ where a modality learned from targets: its columns in the sums are out of fold.
+    """
+    problem, train_rows = ridge.problem, ridge.problem.plan.train_rows(ridge.fold)
+    centre, spreads = np.zeros((2, len(heads)))
+    for index, (modality, head) in enumerate(heads.items()):
+        if modality in problem.embeddings.widths:
+            spreads[index] = ridge.spread(modality, solution)
+            continue
+        block = problem.outline.block(modality)
+        seen = (head.outputs(block, train_rows)[None], block.present[train_rows][None])
+        own_centre = head_means(*seen, problem.weights[train_rows])
+        (centre[index],) = own_centre
+        (spreads[index],) = raw_weights[index] * head_spreads(*seen, own_centre, problem.weights[train_rows])
+    return gauge_of_spreads(spreads, centre, raw_weights, 0.0)

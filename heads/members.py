@@ -18,7 +18,11 @@ class FittedModel(Protocol):
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """The modalities it reads, in the order of its weights."""
+        """Its terms, in the order of its weights: the modalities it reads, and `joint` if it has that one too."""
+
+    @property
+    def additive(self) -> bool:
+        """Whether each term depends on one modality alone, so that a modality can be replaced by itself."""
 
     @property
     def weights(self) -> Float64[np.ndarray, " modality"]:
@@ -48,6 +52,9 @@ class FittedModel(Protocol):
     def to_metadata(self) -> dict[str, Any]:
         """Everything else, for JSON; `kind` says which class reads it back."""
 
+    def averaged_with(self, others: Sequence[Any]) -> "FittedModel":
+        """The model that predicts the mean of this one and others of the same fold; its weights are their mean."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class EpochRecord:
@@ -55,7 +62,8 @@ class EpochRecord:
 
     `train_loss` is the mean over the epoch's steps, with dropout. `weights` are canonical, from at most
     `heads.pack.GAUGE_ROWS` training rows. `seconds` are those of all members that trained side by side.
-    A head that is solved and not trained has one record, of epoch 0, without a training loss.
+    A head that is solved and not trained has one record, of epoch 0, without a training loss. `seed` is None where
+    nothing about the member is random.
     """
 
     fold: int
@@ -69,6 +77,7 @@ class EpochRecord:
     weights: dict[str, float]
     raw_weights: dict[str, float]
     seconds: float
+    seed: int | None = None
 
 
 Model_co = TypeVar("Model_co", bound=FittedModel, covariant=True)
@@ -76,7 +85,10 @@ Model_co = TypeVar("Model_co", bound=FittedModel, covariant=True)
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class TrainedMember(Generic[Model_co]):
-    """A fold's member at the epoch with the lowest validation MSLE (the first of equals) and at the last epoch."""
+    """A fold's member at the epoch with the lowest validation MSLE (the first of equals) and at the last epoch.
+
+    A fold may have several, of different seeds; None where nothing about the member is random.
+    """
 
     fold: int
     best: Model_co
@@ -87,15 +99,30 @@ class TrainedMember(Generic[Model_co]):
     train_size: int
     val_size: int
     history: tuple[EpochRecord, ...]
+    seed: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Training(Generic[Model_co]):
-    """All members in the order of the folds; `notes` are worth a warning, `facts` what was chosen on the way."""
+    """All members in the order of the folds, those of one fold in the order of their seeds.
+
+    `notes` are worth a warning, `facts` what was chosen on the way.
+    """
 
     members: Sequence[TrainedMember[Model_co]]
     notes: Sequence[str] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def of_folds(self) -> list[list[TrainedMember[Model_co]]]:
+        """The members of every fold."""
+        folds = {member.fold: [other for other in self.members if other.fold == member.fold] for member in self.members}
+        return list(folds.values())
+
+    @property
+    def seeds(self) -> list[int | None]:
+        """The seed of each member of a fold."""
+        return [member.seed for member in self.of_folds[0]]
 
 
 Solved = TypeVar("Solved", bound=FittedModel)
@@ -107,6 +134,8 @@ def solved_member(
     train_size: int,
     log_views: Float64[np.ndarray, " row"],
     log_pred: Float64[np.ndarray, " row"],
+    *,
+    seed: int | None = None,
 ) -> TrainedMember[Solved]:
     """The member of a model that is solved and not trained, with what it predicts for the rows its fold validates."""
     error = msle(log_views, log_pred)
@@ -122,6 +151,7 @@ def solved_member(
         weights=dict(zip(model.modalities, model.weights.tolist(), strict=True)),
         raw_weights=dict(zip(model.modalities, model.raw_weights.tolist(), strict=True)),
         seconds=0.0,
+        seed=seed,
     )
     return TrainedMember(
         fold=fold,
@@ -133,4 +163,5 @@ def solved_member(
         train_size=train_size,
         val_size=len(log_views),
         history=(record,),
+        seed=seed,
     )

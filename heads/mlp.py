@@ -134,40 +134,47 @@ class StackedHeads(torch.nn.Module):
             intercept=float(self.intercept[index].item()),
         )
 
-    def parameter_groups(self, weight_decay: float) -> list[dict[str, object]]:
-        """Parameters for AdamW: matrices decay; biases, logits and intercepts do not."""
+    @property
+    def decaying(self) -> list[torch.nn.Parameter]:
+        """The matrices, which decay while training."""
         tables = [head.table for head in self._each if head.table is not None]
-        decaying = tables + [weight for head in self._each for weight in head.weights]
-        others = [*(bias for head in self._each for bias in head.biases), self.logits, self.intercept]
-        return [{"params": decaying, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+        return tables + [weight for head in self._each for weight in head.weights]
+
+    @property
+    def others(self) -> list[torch.nn.Parameter]:
+        """Biases, logits and intercepts, which do not."""
+        return [*(bias for head in self._each for bias in head.biases), self.logits, self.intercept]
 
 
 class Dropout:
-    """Inverted dropout with one random stream per member, so that a member's masks do not depend on its companions.
+    """Inverted dropout with a rate and a random stream per member, whose masks do not depend on its companions.
 
     Masks come from 64 random bits for four units: on a CPU four times as fast as `bernoulli_`, which
     costs a quarter as much as the matrix products. The rate is thereby rounded to a multiple of 2**-16.
     """
 
-    def __init__(self, rate: float, seeds: Sequence[int], device: torch.device) -> None:
-        self.rate = rate
+    def __init__(self, rates: Sequence[float], seeds: Sequence[int], device: torch.device) -> None:
+        self.rates = rates
         self.generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+        kept = 1 / (1 - np.array(rates))
+        self._scale = torch.from_numpy(kept.astype(np.float32)).to(device)[:, None, None]
 
     def __call__(
         self, hidden: Float[torch.Tensor, "member row unit"], row_counts: Sequence[int]
     ) -> Float[torch.Tensor, "member row unit"]:
-        """Zero each unit with probability `rate` and scale the others up; of each member `row_counts` rows are real."""
-        if self.rate == 0:
+        """Zero each unit with its rate and scale the others up; of each member `row_counts` rows are real."""
+        if not any(self.rates):
             return hidden
         keep = torch.zeros(hidden.shape, dtype=torch.bool, device=hidden.device)
-        for member, (generator, rows) in enumerate(zip(self.generators, row_counts, strict=True)):
-            keep[member, :rows] = self._draw(rows, hidden.shape[2], generator)
-        return hidden * keep.to(hidden.dtype).mul_(1 / (1 - self.rate))
+        for member, rows in enumerate(row_counts):
+            keep[member, :rows] = self._draw(member, rows, hidden.shape[2])
+        return hidden * keep.to(hidden.dtype).mul_(self._scale)
 
-    def _draw(self, n_rows: int, n_units: int, generator: torch.Generator) -> torch.Tensor:
+    def _draw(self, member: int, n_rows: int, n_units: int) -> torch.Tensor:
+        generator = self.generators[member]
         words = torch.empty(-(-n_rows * n_units // 4), dtype=torch.int64, device=generator.device)
         words.random_(torch.iinfo(torch.int64).min, None, generator=generator)
-        threshold = round(self.rate * 2**16) - 2**15
+        threshold = round(self.rates[member] * 2**16) - 2**15
         return words.view(torch.int16)[: n_rows * n_units].view(n_rows, n_units) >= threshold
 
 

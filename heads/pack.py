@@ -1,7 +1,7 @@
 """Members that train side by side: their rows, their random streams, and the steps they take together."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -12,6 +12,7 @@ from heads.config import HeadsConfig
 from heads.folds import FoldPlan
 from heads.inputs import Block, Inputs, check_presence
 from heads.mlp import Dropout, StackedHeads, draw_branch
+from heads.optimiser import adamw
 from heads.readers import FoldReaders, fit_readers
 from heads.simplex import head_means
 from heads.targets import Standardisation
@@ -30,11 +31,23 @@ EVALUATION_ROWS = 2048
 class Start:
     """Where a member begins: what it predicts already (log views of every video), and how it reads the modalities.
 
-    It learns what `base` leaves over, and begins at exactly that.
+    It learns what `base` leaves over, and begins at exactly that. For the weights that are logged: `terms` (log views)
+    are what each modality has in `base`, `beside` the spread (log views) of terms in it that are not trained on.
     """
 
     base: Float64[np.ndarray, " video"]
     fitted: FoldReaders
+    terms: Float64[np.ndarray, "modality video"] | None = None
+    beside: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """A member to be trained: its fold, its configuration, whose seed is its own, and where it begins."""
+
+    fold: int
+    config: HeadsConfig
+    start: Start | None = None
 
 
 class DeviceInputs:
@@ -52,9 +65,9 @@ class DeviceInputs:
 
 
 class Member:
-    """One fold's rows and randomness, which depend on (seed, fold) alone and on no other member.
+    """An entry's rows and randomness, which depend on (seed, fold) alone and on no other member.
 
-    Without a `start` it learns what the mean of its training rows leaves over.
+    Without a start it learns what the mean of its training rows leaves over. `terms` are on the z scale.
     """
 
     def __init__(
@@ -62,12 +75,10 @@ class Member:
         data: DeviceInputs,
         log_views: Float64[np.ndarray, " video"],
         plan: FoldPlan,
-        fold: int,
-        config: HeadsConfig,
-        *,
-        start: Start | None = None,
+        entry: Entry,
     ) -> None:
-        self.fold = fold
+        fold, config, start = entry.fold, entry.config, entry.start
+        self.fold, self.config = fold, config
         self.train_rows = plan.train_rows(fold)
         self.val_rows = plan.val_rows(fold)
         check_presence(data.inputs, self.train_rows, fold)
@@ -80,6 +91,10 @@ class Member:
         untrained = [draw_branch(reader, config.hidden_dim, self.rng) for reader in readers]
         self.untrained = untrained if start is None else [branch.recentred(0.0, 0.0) for branch in untrained]
         self.base = np.full(len(log_views), self.standardisation.mean) if start is None else start.base
+        given = None if start is None else start.terms
+        self.terms = np.zeros(data.inputs.present.shape) if given is None else given / self.standardisation.sd
+        beside = {} if start is None else start.beside
+        self.beside = {name: spread / self.standardisation.sd for name, spread in beside.items()}
         # With every row complete, the centres of the heads do not matter, and a sample shows their spread well enough.
         self.complete = bool(data.inputs.present[:, self.train_rows].all())
         self.gauge_rows = self.rng.permutation(self.train_rows)[: GAUGE_ROWS if self.complete else None]
@@ -90,29 +105,35 @@ class Member:
 
 
 class Pack:
-    """Members with the same number of steps per epoch, trained as one program."""
+    """Members with the same widths and the same number of steps per epoch, trained as one program.
+
+    Rates, weight decay and dropout are each member's own.
+    """
 
     def __init__(
         self,
         data: DeviceInputs,
         log_views: Float64[np.ndarray, " video"],
         plan: FoldPlan,
-        folds: Sequence[int],
-        config: HeadsConfig,
-        *,
-        starts: Mapping[int, Start] | None = None,
+        entries: Sequence[Entry],
     ) -> None:
         self.data = data
-        start_of = starts or {}
-        self.members = [Member(data, log_views, plan, fold, config, start=start_of.get(fold)) for fold in folds]
-        self.n_steps = n_steps(len(self.members[0].train_rows), config.batch_size)
+        self.members = [Member(data, log_views, plan, entry) for entry in entries]
+        self.n_steps = n_steps(len(self.members[0].train_rows), entries[0].config.batch_size)
         self.heads = StackedHeads([member.untrained for member in self.members]).to(data.device)
-        self._dropout = Dropout(config.dropout, [member.dropout_seed for member in self.members], data.device)
-        groups = self.heads.parameter_groups(config.weight_decay)
-        self._optimiser = torch.optim.AdamW(groups, lr=config.lr, fused=True)
+        configs, seeds = [entry.config for entry in entries], [member.dropout_seed for member in self.members]
+        self._dropout = Dropout([config.dropout for config in configs], seeds, data.device)
+        self._optimiser = adamw(self.heads.decaying, self.heads.others, configs)
         z = np.stack([(log_views - member.base) / member.standardisation.sd for member in self.members])
         self._z = torch.from_numpy(z.astype(np.float32)).to(data.device)
-        self._own = {modality: self._own_columns(modality) for modality in self.members[0].fitted.columns}
+        # Members that begin alike read the same columns, which are then kept once.
+        distinct = {id(member.fitted): member.fitted for member in self.members}
+        places = [list(distinct).index(id(member.fitted)) for member in self.members]
+        self._first_own = torch.tensor(places, device=data.device)[:, None] * len(log_views)
+        self._own = {
+            modality: _stacked([fitted.columns[modality] for fitted in distinct.values()]).to(data.device)
+            for modality in self.members[0].fitted.columns
+        }
 
     def train_epoch(self) -> Float64[np.ndarray, " member"]:
         """One pass over every member's own rows in its own order; returns the mean loss of each (z scale)."""
@@ -168,21 +189,16 @@ class Pack:
         return torch.from_numpy(weights).to(self.data.device)
 
     def _values(self, rows: Int64[torch.Tensor, "member row"]) -> list[Float[torch.Tensor, "member row _"]]:
-        own = torch.arange(len(rows), device=rows.device)[:, None]
+        own = rows + self._first_own
         return [
-            self._own[modality][own, rows] if modality in self._own else _rows_of(self.data.embeddings[modality], rows)
+            _rows_of(self._own[modality], own)
+            if modality in self._own
+            else _rows_of(self.data.embeddings[modality], rows)
             for modality in self.data.inputs.modalities
         ]
 
     def _presence(self, rows: Int64[torch.Tensor, "member row"]) -> Float[torch.Tensor, "member modality row"]:
         return self.data.present[:, rows].transpose(0, 1)
-
-    def _own_columns(self, modality: str) -> Float[torch.Tensor, "member video column"]:
-        """Columns that every member reads for itself, padded with zeros to the most columns."""
-        columns = [member.fitted.columns[modality] for member in self.members]
-        most = max(own.shape[1] for own in columns)
-        padded = [np.pad(own, ((0, 0), (0, most - own.shape[1]))) for own in columns]
-        return torch.from_numpy(np.stack(padded)).to(self.data.device)
 
 
 def n_steps(n_rows: int, batch_size: int) -> int:
@@ -192,6 +208,13 @@ def n_steps(n_rows: int, batch_size: int) -> int:
     3
     """
     return -(-n_rows // batch_size)
+
+
+def _stacked(columns: Sequence[Float[np.ndarray, "video _"]]) -> Float[torch.Tensor, "row column"]:
+    """The columns of several readers, one below the other, padded with zeros to the most columns."""
+    most = max(own.shape[1] for own in columns)
+    padded = [np.pad(own, ((0, 0), (0, most - own.shape[1]))) for own in columns]
+    return torch.from_numpy(np.concatenate(padded))
 
 
 def _rows_of(

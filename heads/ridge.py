@@ -1,27 +1,57 @@
-"""The ridge of one fold: its columns, centred per modality, its normal equations, and their solutions.
+"""What is regressed on what: the dense columns of every fold, and the sums over them that all folds share.
 
-The columns are those of the embeddings, then those that are fitted in the fold (knots, category means); words, which
-are sparse, stand apart. A modality is centred on the training rows where it is present and 0 where it is absent, so an
-absent one counts as its mean. Every modality is scaled to a total variance of 1 per row, so that one penalty treats all
-alike, times a `scale`: above 1 the modality is cheaper to use.
+The columns are those of the embeddings, then those that are fitted in the fold (knots, category means). Words, which
+are sparse, stand apart (`heads.fold_ridge`). Nothing here looks at a row but one pass that takes the sums, so the rows
+need not be in memory.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
+from heads.chunks import Chunks, in_memory
 from heads.folds import FoldPlan
-from heads.gram import Layout, Sums, columns_of, part_sums, training_sums
-from heads.inputs import Block, Inputs, check_presence, row_chunks
-from heads.readers import FoldReaders, TfIdf, fit_readers
-from heads.sparse_ridge import Inverse, JointSystem, SparseColumns
+from heads.gram import Layout, Sums, part_products
+from heads.inputs import Block, Inputs, Rows, Words, check_presence, check_same_videos
+from heads.readers import AsIs, FoldReaders, fit_readers
 from heads.targets import Standardisation
 
-FEW_PENALTIES = 8
-"""Up to so many, a Cholesky factorisation for each is cheaper than one eigendecomposition."""
+
+@dataclass(frozen=True, eq=False)
+class OwnColumns:
+    """What a fold fits before any sum is taken: the scale of its target, and how it reads what is no embedding."""
+
+    standardisation: Standardisation
+    fitted: FoldReaders  # with columns of the categories alone, which learn from targets
+
+    @classmethod
+    def fit(cls, problem: "Problem", fold: int) -> "OwnColumns":
+        """Look at the fold's training rows alone."""
+        train_rows = problem.plan.train_rows(fold)
+        standardisation = Standardisation.fit(problem.log_views[train_rows], problem.weights[train_rows])
+        z = standardisation.apply(problem.log_views)
+        dense = tuple(block for block in problem.outline.blocks if not isinstance(block, Words))
+        if not dense:
+            return cls(standardisation, FoldReaders({}, {}))
+        rng = np.random.default_rng((problem.seed, fold))
+        return cls(standardisation, fit_readers(Inputs(dense), z, train_rows, rng, keep_knots=False))
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """How many columns each modality has here."""
+        readers = self.fitted.readers.items()
+        return {modality: reader.width for modality, reader in readers if not isinstance(reader, AsIs)}
+
+    def read(self, rows: Rows, inputs: Inputs) -> Iterator[Float32[np.ndarray, "row column"]]:
+        """The columns of each modality for rows whose inputs these are; zeros where it is absent."""
+        for modality in self.widths:
+            block, kept = inputs.block(modality), self.fitted.columns.get(modality)
+            columns = self.fitted.readers[modality].read(block) if kept is None else kept[rows]
+            yield columns * block.present[:, None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,224 +61,88 @@ class Problem:
     Raises ValueError for arrays of different length, UnfitDataError for a modality that no training row of a fold has.
     """
 
-    inputs: Inputs
+    chunks: Chunks
     log_views: Float64[np.ndarray, " video"]
     plan: FoldPlan
     weights: Float64[np.ndarray, " video"]
     seed: int
 
     def __post_init__(self) -> None:
-        if not self.inputs.n_videos == len(self.log_views) == len(self.plan.fold_of) == len(self.weights):
-            lengths = f"{self.inputs.n_videos}, {len(self.log_views)} and {len(self.plan.fold_of)} rows"
-            raise ValueError(f"inputs, targets and fold plan must be of the same videos, given {lengths}")
+        check_same_videos(self.outline, self.log_views, self.plan)
+        if len(self.weights) != len(self.log_views):
+            raise ValueError(f"{len(self.log_views)} rows need as many weights, given {len(self.weights)}")
         for fold in range(self.plan.n_folds):
-            check_presence(self.inputs, self.plan.train_rows(fold), fold)
+            check_presence(self.outline, self.plan.train_rows(fold), fold)
+
+    @property
+    def outline(self) -> Inputs:
+        """The inputs but for their embeddings."""
+        return self.chunks.outline
+
+    @property
+    def inputs(self) -> Inputs:
+        """All inputs; raises TypeError where they are not in memory."""
+        return in_memory(self.chunks)
 
     @cached_property
-    def layout(self) -> Layout:
-        """The embeddings, whose sums all folds share."""
-        return Layout([block for block in self.inputs.blocks if isinstance(block, Block) and not block.knotted])
+    def embeddings(self) -> Layout:
+        """The columns of the embeddings, which all folds share."""
+        blocks = [block for block in self.outline.blocks if isinstance(block, Block) and not block.knotted]
+        return Layout({block.modality: block.values.shape[1] for block in blocks})
 
     @cached_property
-    def parts(self) -> dict[int, Sums]:
-        """Sums of every part of the rows; the target less its mean, which keeps its products exact in float32."""
-        target = self.log_views - self.log_views.mean()
-        return part_sums(self.layout, target, self.plan.fold_of, self.weights)
+    def folds(self) -> list[OwnColumns]:
+        """The columns that each fold has for itself."""
+        return [OwnColumns.fit(self, fold) for fold in range(self.plan.n_folds)]
 
+    @cached_property
+    def offset(self) -> float:
+        """What is taken off the target, so that its products are exact in float32."""
+        return float(self.log_views.mean())
 
-@dataclass(frozen=True, eq=False)
-class OwnColumns:
-    """Dense columns that are fitted in the fold, of all videos, centred; `slices` counts from the first of them."""
+    @cached_property
+    def parts(self) -> dict[int, Float64[np.ndarray, "column column"]]:
+        """Sums of every part of the rows over the columns of `columns`."""
+        chunks = ((rows, self.columns(rows, inputs)) for rows, inputs in self.chunks)
+        return part_products(chunks, self._ends[-1], self.plan.fold_of, self.weights)
 
-    slices: Mapping[str, slice]
-    means: Float64[np.ndarray, " own"]
-    values: Float32[np.ndarray, "video own"]
+    def columns(self, rows: Rows, inputs: Inputs) -> Float32[np.ndarray, "row column"]:
+        """The columns of the embeddings, of fold 0, of fold 1, ..., presence, 1 and y, for rows with these inputs."""
+        out = np.empty((inputs.n_videos, self._ends[-1]), np.float32)
+        places = self.embeddings.slices
+        for block in inputs.blocks:
+            if isinstance(block, Block) and block.modality in places:
+                out[:, places[block.modality]] = block.values
+        for fold, own in enumerate(self.folds):
+            start = self._ends[fold]
+            for columns in own.read(rows, inputs):
+                out[:, start : start + columns.shape[1]] = columns
+                start += columns.shape[1]
+        for column, modality in enumerate(self.layout(0).widths, start=self._ends[-2]):
+            out[:, column] = inputs.block(modality).present
+        out[:, -2], out[:, -1] = 1, self.log_views[rows] - self.offset
+        return out
 
-    @classmethod
-    def build(cls, problem: Problem, readers: FoldReaders, train_rows: Int64[np.ndarray, " row"]) -> "OwnColumns":
-        """Centre every modality on the training rows where it is present."""
-        slices, means, values = {}, [np.zeros(0)], [np.zeros((problem.inputs.n_videos, 0), np.float32)]
-        start = 0
-        for modality, columns in readers.columns.items():
-            if isinstance(readers.readers[modality], TfIdf):
-                continue
-            present = problem.inputs.block(modality).present
-            here = problem.weights[train_rows] * present[train_rows]
-            mean = here @ columns[train_rows] / float(here.sum())
-            means.append(mean)
-            values.append((columns - mean.astype(np.float32)) * present[:, None])
-            slices[modality] = slice(start, start + columns.shape[1])
-            start += columns.shape[1]
-        return cls(slices, np.concatenate(means), np.hstack(values))
+    def layout(self, fold: int) -> Layout:
+        """The dense columns of one fold."""
+        return Layout({**self.embeddings.widths, **self.folds[fold].widths})
 
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Solutions:
-    """Coefficients of every penalty, in units of the unscaled, centred columns; `words` if there are any."""
-
-    dense: Float64[np.ndarray, "column penalty"]
-    words: Float64[np.ndarray, "word penalty"] | None
-
-    def at(self, index: int) -> "Solutions":
-        """The solution of one penalty alone."""
-        words = None if self.words is None else self.words[:, [index]]
-        return Solutions(dense=self.dense[:, [index]], words=words)
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class FoldRidge:
-    """Normal equations of one fold: `gram` and `rhs` are X'X and X'z of the dense columns on its training rows.
-
-    `slices` says which dense columns belong to a modality, `means` what was subtracted from them.
-    """
-
-    problem: Problem
-    train_rows: Int64[np.ndarray, " row"]
-    standardisation: Standardisation
-    readers: FoldReaders
-    slices: Mapping[str, slice]
-    means: Float64[np.ndarray, " column"]
-    own: Float32[np.ndarray, "video own"]
-    gram: Float64[np.ndarray, "column column"]
-    rhs: Float64[np.ndarray, " column"]
-    words: SparseColumns | None
-
-    @classmethod
-    def build(cls, problem: Problem, fold: int) -> "FoldRidge":
-        """Complete the sums that all folds share with the columns that only this fold has."""
-        train_rows = problem.plan.train_rows(fold)
-        weights = problem.weights[train_rows]
-        standardisation = Standardisation.fit(problem.log_views[train_rows], weights)
-        z = standardisation.apply(problem.log_views)
-        readers = fit_readers(problem.inputs, z, train_rows, np.random.default_rng((problem.seed, fold)))
-        own = OwnColumns.build(problem, readers, train_rows)
-        sums = training_sums(problem.parts, problem.plan, fold)
-        gram, rhs = sums.centred()
-        weighted = own.values[train_rows] * weights[:, None].astype(np.float32)
-        cross = _cross_products(problem, sums.means(), weighted, train_rows)
-        own_gram = weighted.T.astype(np.float64) @ own.values[train_rows]
-        offset = problem.layout.width
-        shared = zip(problem.layout.blocks, problem.layout.slices, strict=True)
-        return cls(
-            problem=problem,
-            train_rows=train_rows,
-            standardisation=standardisation,
-            readers=readers,
-            slices={block.modality: columns for block, columns in shared}
-            | {name: slice(own_.start + offset, own_.stop + offset) for name, own_ in own.slices.items()},
-            means=np.concatenate([sums.means(), own.means]),
-            own=own.values,
-            gram=np.block([[gram, cross], [cross.T, own_gram]]),
-            rhs=np.concatenate([rhs / standardisation.sd, weighted.T.astype(np.float64) @ z[train_rows]]),
-            words=_words(problem, readers, train_rows),
+    def places(self, fold: int) -> Int64[np.ndarray, " place"]:
+        """Which of `columns` are a fold's: embeddings, its own, presence, 1 and y."""
+        ends = self._ends
+        return np.concatenate(
+            [np.arange(ends[0]), np.arange(ends[fold], ends[fold + 1]), np.arange(ends[-2], ends[-1])]
         )
 
-    def solve(self, penalties: Float64[np.ndarray, " penalty"], scales: Mapping[str, float]) -> Solutions:
-        """Coefficients of every penalty; many of them cost one eigendecomposition, a few a factorisation each."""
-        factor = np.ones(len(self.rhs))
-        n_rows = float(self.problem.weights[self.train_rows].sum())
-        for modality, columns in self.slices.items():
-            factor[columns] = _unit(np.trace(self.gram[columns, columns]) / n_rows) * scales.get(modality, 1.0)
-        scaled = self.gram * np.outer(factor, factor)
-        if self.words is None:
-            right = np.repeat((factor * self.rhs)[:, None], len(penalties), axis=1)
-            return Solutions(dense=factor[:, None] * _inverse(scaled, penalties)(right), words=None)
-        word_factor = _unit(self.words.variance) * scales.get(self.words.modality, 1.0)
-        system = self._with_words(self.words, factor, word_factor)
-        dense, words = system.solve(penalties, _inverse(scaled, penalties))
-        return Solutions(dense=factor[:, None] * dense, words=word_factor * words)
+    def training_sums(self, fold: int) -> Sums:
+        """S of the rows that train a fold: the sum over the parts that do."""
+        trains = np.unique(self.plan.fold_of[self.plan.train_rows(fold)]).tolist()
+        places = np.ix_(self.places(fold), self.places(fold))
+        return Sums(self.layout(fold), np.sum([self.parts[part][places] for part in trains], axis=0))
 
-    def predict(self, rows: Int64[np.ndarray, " row"], solutions: Solutions) -> Float64[np.ndarray, "row penalty"]:
-        """Log views of some videos by every solution."""
-        z = np.zeros((len(rows), solutions.dense.shape[1]))
-        for chunk in row_chunks(len(rows)):
-            z[chunk] = self._centred(rows[chunk]) @ solutions.dense.astype(np.float32)
-        if self.words is not None and solutions.words is not None:
-            z += self.words.times(rows, solutions.words)
-        return self.standardisation.mean + self.standardisation.sd * z
-
-    def of_modality(
-        self, modality: str, solution: Solutions
-    ) -> tuple[Float64[np.ndarray, " column"], Float64[np.ndarray, " column"]]:
-        """Coefficients of one modality's columns in the first of the solutions, and what is subtracted from them."""
-        if modality in self.slices:
-            columns = self.slices[modality]
-            return solution.dense[columns, 0], self.means[columns]
-        if self.words is None or solution.words is None or self.words.modality != modality:
-            raise ValueError(f"the ridge has no columns of {modality}")
-        return solution.words[:, 0], self.words.means
-
-    def _centred(self, rows: Int64[np.ndarray, " row"]) -> Float32[np.ndarray, "row column"]:
-        """The dense columns of some rows."""
-        columns = np.hstack([columns_of(self.problem.layout, rows), self.own[rows]])
-        for block, own in zip(self.problem.layout.blocks, self.problem.layout.slices, strict=True):
-            columns[:, own] -= np.outer(block.present[rows], self.means[own]).astype(np.float32)
-        return columns
-
-    def _with_words(
-        self, words: SparseColumns, factor: Float64[np.ndarray, " column"], word_factor: float
-    ) -> JointSystem:
-        root = np.sqrt(self.problem.weights[self.train_rows])
-        scaled = root[:, None] * factor
-        return JointSystem(
-            dense=self._centred(self.train_rows) * scaled,
-            words=words.tf_idf[self.train_rows].multiply(word_factor * root[:, None]).tocsr(),
-            centre=word_factor * words.means,
-            present=root * words.present[self.train_rows],
-            z=root * self.standardisation.apply(self.problem.log_views[self.train_rows]),
-        )
-
-
-def _inverse(gram: Float64[np.ndarray, "column column"], penalties: Float64[np.ndarray, " penalty"]) -> Inverse:
-    """(gram + penalty)^-1 as a function of vectors, one column per penalty."""
-    if len(penalties) > FEW_PENALTIES:
-        spectrum, axes = np.linalg.eigh(gram)
-        shrunken = 1 / (spectrum.clip(min=0)[:, None] + penalties)
-        return lambda vectors: axes @ ((axes.T @ vectors) * shrunken)
-    from scipy.linalg import cho_factor, cho_solve  # noqa: PLC0415  slow, and only a search needs it
-
-    identity = np.eye(len(gram))
-    factors = [cho_factor(gram + penalty * identity, check_finite=False) for penalty in penalties]
-
-    def apply(vectors: Float64[np.ndarray, "column penalty"]) -> Float64[np.ndarray, "column penalty"]:
-        solved = [
-            cho_solve(factor, column, check_finite=False) for factor, column in zip(factors, vectors.T, strict=True)
-        ]
-        return np.stack(solved, axis=1)
-
-    return apply
-
-
-def _cross_products(
-    problem: Problem,
-    means: Float64[np.ndarray, " column"],
-    weighted: Float32[np.ndarray, "row own"],
-    train_rows: Int64[np.ndarray, " row"],
-) -> Float64[np.ndarray, "column own"]:
-    """(X - P mu')'F of the embeddings X and the fold's own weighted columns F."""
-    layout = problem.layout
-    total = np.zeros((layout.width, weighted.shape[1]))
-    present = np.zeros((len(layout.blocks), weighted.shape[1]))
-    for chunk in row_chunks(len(train_rows)):
-        rows = train_rows[chunk]
-        total += columns_of(layout, rows).T @ weighted[chunk]
-        for index, block in enumerate(layout.blocks):
-            present[index] += block.present[rows] @ weighted[chunk]
-    for index, columns in enumerate(layout.slices):
-        total[columns] -= np.outer(means[columns], present[index])
-    return total
-
-
-def _words(problem: Problem, readers: FoldReaders, train_rows: Int64[np.ndarray, " row"]) -> SparseColumns | None:
-    """The sparse columns, of which there is one modality at most."""
-    for modality, reader in readers.readers.items():
-        if isinstance(reader, TfIdf):
-            present = problem.inputs.block(modality).present
-            weights = problem.weights[train_rows]
-            return SparseColumns.build(modality, readers.columns[modality], present, train_rows, weights)
-    return None
-
-
-def _unit(variance: float) -> float:
-    """The factor that gives a modality a total variance of 1; one without any keeps its columns of zeros."""
-    return float(1 / np.sqrt(variance)) if variance > 0 else 1.0
+    @cached_property
+    def _ends(self) -> list[int]:
+        """Where the columns of the embeddings, of each fold, and all of them end."""
+        own = [sum(fold.widths.values()) for fold in self.folds]
+        n_modalities = len(self.embeddings.widths) + len(self.folds[0].widths)
+        return list(accumulate([self.embeddings.width, *own, n_modalities + 2]))

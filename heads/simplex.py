@@ -49,6 +49,22 @@ def head_means(
     return means
 
 
+def head_spreads(
+    outputs: Float64[np.ndarray, "modality video"],
+    present: Bool[np.ndarray, "modality video"],
+    centre: Float64[np.ndarray, " modality"],
+    row_weights: Float64[np.ndarray, " video"] | None = None,
+) -> Float64[np.ndarray, " modality"]:
+    """(Weighted) deviation of each head from its centre, 0 where its modality is absent.
+
+    >>> head_spreads(np.array([[1.0, 3.0, 9.0]]), np.array([[True, True, False]]), np.array([2.0])).round(2)
+    array([0.82])
+    """
+    deviations = (outputs - centre[:, None]) * present
+    spreads: Float64[np.ndarray, " modality"] = np.sqrt(np.average(deviations**2, axis=1, weights=row_weights))
+    return spreads
+
+
 def canonical_weights(spreads: Float64[np.ndarray, " modality"]) -> Float64[np.ndarray, " modality"]:
     """Standard deviations of the contributions as shares of their sum; uniform where none contributes.
 
@@ -80,8 +96,17 @@ def canonical_gauge(
     (array([1., 0.]), array([2., 2.]), array([0.5, 0. ]), 2.0)
     """
     centre = head_means(outputs, present, row_weights)
-    contributions = raw_weights[:, None] * (outputs - centre[:, None]) * present
-    spreads = np.sqrt(np.average(contributions**2, axis=1, weights=row_weights))
+    spreads = raw_weights * head_spreads(outputs, present, centre, row_weights)
+    return gauge_of_spreads(spreads, centre, raw_weights, intercept)
+
+
+def gauge_of_spreads(
+    spreads: Float64[np.ndarray, " modality"],
+    centre: Float64[np.ndarray, " modality"],
+    raw_weights: Float64[np.ndarray, " modality"],
+    intercept: float,
+) -> Gauge:
+    """The canonical gauge where deviations of the contributions and means of the heads are known already (z scale)."""
     weights = canonical_weights(spreads)
     scale = np.divide(raw_weights, weights, out=np.zeros_like(weights), where=spreads >= NO_SPREAD)
     return Gauge(weights=weights, centre=centre, scale=scale, intercept=intercept + float(raw_weights @ centre))

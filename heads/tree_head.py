@@ -1,11 +1,13 @@
 """`--head trees`: boosted trees over a few components of every modality; not additive, so another kind of model.
 
+Seeds change which columns each split may look at. All members of a fold read the same columns.
+
 What a modality contributes to one prediction is its Shapley value over all coalitions, those absent standing at their
 training means; contributions and baseline sum to the prediction, as they do for additive heads.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,8 +19,8 @@ from heads.fitted import below, check_tensors, declared
 from heads.folds import FoldPlan
 from heads.importance import coalition_shapley
 from heads.inputs import Block, Inputs
-from heads.members import Training, solved_member
-from heads.readers import AsIs, CategoryMeans, Reader, reader_from
+from heads.members import TrainedMember, Training, solved_member
+from heads.readers import AsIs, CategoryMeans, FoldReaders, Reader, reader_from
 from heads.ridge import Problem
 from heads.simplex import canonical_weights
 from heads.targets import Standardisation, Target
@@ -41,6 +43,7 @@ class TreeModel:
     weights: Float64[np.ndarray, " modality"]
     standardisation: Standardisation
     target: Target
+    additive = False
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -67,6 +70,18 @@ class TreeModel:
         z = self.trees.coalition_predictions(self._columns(inputs))
         contributions: Float64[np.ndarray, "modality video"] = self.standardisation.sd * coalition_shapley(z)
         return contributions
+
+    def averaged_with(self, others: Sequence["TreeModel"]) -> "TreeModel":
+        """The model that predicts the mean of this one and others of the same fold: all trees over the same columns.
+
+        Raises ValueError where they read otherwise.
+        """
+        models = (self, *others)
+        if any(not _read_alike(self, other) for other in others):
+            raise ValueError("only trees of the same fold, which read the same columns, have a mean")
+        forest = self.trees.forest.averaged_with([other.trees.forest for other in others])
+        weights = np.mean([model.weights for model in models], axis=0)
+        return replace(self, trees=replace(self.trees, forest=forest), weights=weights)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Trees and readers by name, such as `readers.image.components`."""
@@ -118,40 +133,60 @@ def fit_trees(
     plan: FoldPlan,
     config: HeadsConfig,
 ) -> Training[TreeModel]:
-    """Fit the trees of every fold; `best` and `final` are the same, as nothing is chosen on a validation row.
+    """Fit the trees of every fold and seed; `best` and `final` are the same, as no validation row chooses anything.
 
     Raises UnfitDataError for a target that is constant or not finite.
     """
     problem = Problem(inputs, log_views, plan, np.ones(len(log_views)), config.seed)
-    members = []
-    for fold in range(plan.n_folds):
-        model, rows = _fit_fold(problem, fold, config), plan.val_rows(fold)
-        predicted = model.predict(inputs.take(rows))
-        members.append(solved_member(model, fold, len(plan.train_rows(fold)), log_views[rows], predicted))
-    return Training(members)
+    return Training([member for fold in range(plan.n_folds) for member in _fit_fold(problem, fold, config)])
 
 
-def _fit_fold(problem: Problem, fold: int, config: HeadsConfig) -> TreeModel:
-    train_rows = problem.plan.train_rows(fold)
+def _fit_fold(problem: Problem, fold: int, config: HeadsConfig) -> list[TrainedMember[TreeModel]]:
+    """The fold's member of each seed."""
+    train_rows, val_rows = problem.plan.train_rows(fold), problem.plan.val_rows(fold)
     standardisation = Standardisation.fit(problem.log_views[train_rows])
-    z = standardisation.apply(problem.log_views)
+    z = standardisation.apply(problem.log_views)[train_rows]
     fitted = component_readers(problem, fold, COMPONENTS, np.random.default_rng((config.seed, fold)))
     readers = {**fitted.readers, **_amounts(problem.inputs)}
+    columns, modality_of = _training_columns(problem, train_rows, readers, fitted)
+    seen, truth = problem.inputs.take(val_rows), problem.log_views[val_rows]
+    members = []
+    for seed in (seeded.seed for seeded in config.of_each_seed()):
+        trees = FittedTrees.fit(columns, z, problem.inputs.modalities, modality_of, TreeSettings(seed=seed))
+        contributions = coalition_shapley(trees.coalition_predictions(columns))
+        weights = canonical_weights(contributions.std(axis=1))
+        model = TreeModel(
+            readers=readers,
+            trees=trees,
+            weights=weights,
+            standardisation=standardisation,
+            target=Target(config.target),
+        )
+        members.append(solved_member(model, fold, len(train_rows), truth, model.predict(seen), seed=seed))
+    return members
+
+
+def _training_columns(
+    problem: Problem, train_rows: Int64[np.ndarray, " row"], readers: Mapping[str, Reader], fitted: FoldReaders
+) -> tuple[Float64[np.ndarray, "row column"], Int64[np.ndarray, " column"]]:
+    """Columns of the training rows, means where a modality is absent, and the modality of each."""
     # Only a reader that learns from targets reads its training rows otherwise than new ones.
-    own = {name: columns for name, columns in fitted.columns.items() if isinstance(readers[name], CategoryMeans)}
-    columns, modality_of = _stacked(
-        readers, problem.inputs.take(train_rows), {k: v[train_rows] for k, v in own.items()}
-    )
-    filled = np.where(np.isnan(columns), known_means(columns), columns)
-    settings = TreeSettings(seed=config.seed)
-    trees = FittedTrees.fit(filled, z[train_rows], problem.inputs.modalities, modality_of, settings)
-    contributions = coalition_shapley(trees.coalition_predictions(filled))
-    return TreeModel(
-        readers=readers,
-        trees=trees,
-        weights=canonical_weights(contributions.std(axis=1)),
-        standardisation=standardisation,
-        target=Target(config.target),
+    own = {
+        name: columns[train_rows]
+        for name, columns in fitted.columns.items()
+        if isinstance(readers[name], CategoryMeans)
+    }
+    columns, modality_of = _stacked(readers, problem.inputs.take(train_rows), own)
+    return np.where(np.isnan(columns), known_means(columns), columns), modality_of
+
+
+def _read_alike(one: TreeModel, other: TreeModel) -> bool:
+    ours, theirs = ({name: dict(r.tensors()) for name, r in model.readers.items()} for model in (one, other))
+    return (
+        one.standardisation == other.standardisation
+        and {name: tensors.keys() for name, tensors in ours.items()}
+        == {name: tensors.keys() for name, tensors in theirs.items()}
+        and all(np.array_equal(ours[m][name], theirs[m][name]) for m in ours for name in ours[m])
     )
 
 

@@ -26,7 +26,7 @@ _HEADER_BYTES = 8
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """The heads of one member at one moment, and the facts of its run."""
+    """The heads of one member at one moment, and the facts of its run; no seed means that nothing is random."""
 
     heads: FittedModel
     run: str
@@ -34,6 +34,7 @@ class Checkpoint:
     moment: str
     encoders: Mapping[str, str]
     reference_date: str
+    seed: int | None = None
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -58,7 +59,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raw = path.read_bytes()
         document = _metadata(raw)
         fields = {name: document[name] for name in ("run", "fold", "moment", "encoders", "reference_date")}
-        return Checkpoint(heads=_model(load(raw), document["heads"]), **fields)
+        return Checkpoint(heads=_model(load(raw), document["heads"]), seed=document.get("seed"), **fields)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
         raise CacheError(f"checkpoint {path} is missing or damaged ({error}): run `vp train-heads` again") from error
 

@@ -12,6 +12,11 @@ from features.config import DatasetConfig
 from heads.config import HeadsConfig
 
 REPEATABLE = "repeatable"
+POSITIONAL = "positional"
+"""Marks an option that stands on the command line without a flag; a file names it as it does every other."""
+
+Day = date
+"""The type of an option that is itself called `date`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +29,15 @@ class WorkFolderConfig:
 @dataclass(frozen=True, kw_only=True)
 class WorkConfig(WorkFolderConfig, DatasetConfig):
     """A command that reads the dataset and writes into the work folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VectorsConfig(WorkConfig):
+    """A command that reads a cache whole."""
+
+    stream: Annotated[
+        bool | None, "read the vectors shard by shard instead of into memory (default: if they would not fit)"
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +54,7 @@ class ExtractConfig(WorkConfig):
     ] = "auto"
     batch_size: Annotated[int | None, "rows per forward pass (halved where memory runs out)"] = None
     num_workers: Annotated[int | None, "threads that decode thumbnails, in each process"] = None
+    compile: Annotated[bool, "compile the tower of images first: a minute or more, worth it on long GPU runs"] = False
     workers: Annotated[int | None, "processes on the CPU (on GPUs there is one for each)"] = None
     worker_timeout: Annotated[float, "seconds without a word after which a process is taken for hung"] = 600.0
     shard_index: Annotated[int | None, "which part of the shards to make, from 0, when machines share the work"] = None
@@ -53,7 +68,7 @@ class ExtractConfig(WorkConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainHeadsConfig(WorkConfig, HeadsConfig):
+class TrainHeadsConfig(VectorsConfig, HeadsConfig):
     """`vp train-heads`."""
 
     model: Annotated[tuple[str, ...], "encoder whose cache is used (default: the only cache there is)", REPEATABLE] = ()
@@ -64,6 +79,14 @@ class TrainHeadsConfig(WorkConfig, HeadsConfig):
         Literal["kfold", "stratified", "group", "time", "file"],
         "kfold: random; stratified: by views; group: channels stay whole; time: newest validates; file: --fold-file",
     ] = "kfold"
+    sweep: Annotated[
+        tuple[str, ...],
+        "mlp, hybrid: try values, such as lr=1e-3,3e-3, of lr, hidden-dim, dropout, weight-decay; every combination",
+        REPEATABLE,
+    ] = ()
+    near_duplicates: Annotated[
+        bool, "also look for thumbnails and texts that are nearly the same on both sides of a fold"
+    ] = False
     fold_file: Annotated[Path | None, "CSV with the columns id and fold, for --split file"] = None
     diagnostics: Annotated[
         bool, "also score the linear head under harder splits, by year and channel, and test against train"
@@ -113,7 +136,7 @@ class FinetuneConfig(WorkConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SubmitConfig(WorkConfig):
+class SubmitConfig(VectorsConfig):
     """`vp submit`."""
 
     run: Annotated[tuple[str, ...], "run to submit (default: the only run there is)", REPEATABLE] = ()
@@ -160,6 +183,38 @@ class ReportConfig(WorkConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PredictConfig(WorkConfig):
+    """`vp predict`."""
+
+    image: Annotated[tuple[str, ...], "thumbnail to score, with every --title; may be repeated", REPEATABLE] = ()
+    title: Annotated[tuple[str, ...], "title to score; may be repeated", REPEATABLE] = ()
+    description: Annotated[str, "description, the same for all"] = ""
+    date: Annotated[Day | None, "day of publication (default: age 0 at the run's reference date)"] = None
+    year: Annotated[int | None, "year of publication, where the day is not known"] = None
+    channel: Annotated[str, "channel, as the dataset names it; adds the percentile among its training videos"] = ""
+    csv: Annotated[
+        Path | None, "score the rows of this file: image (relative to it), title, description, date, year, channel"
+    ] = None
+    root: Annotated[Path | None, "with --csv: folder that no image may lie outside of (default: the file's own)"] = None
+    out: Annotated[Path | None, "with --csv: write the results to this file (default: stdout)"] = None
+    run: Annotated[str, "run to predict with (default: the only run there is)"] = ""
+    model: Annotated[
+        tuple[str, ...], "the encoder of the run, where it is a local folder (default: found by its name)", REPEATABLE
+    ] = ()
+    device: Annotated[str, "auto, cpu, or cuda"] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig(WorkConfig):
+    """`vp compare`."""
+
+    runs: Annotated[tuple[str, ...], "the two runs to compare", REPEATABLE, POSITIONAL] = ()
+    checkpoint: Annotated[
+        Literal["best", "final"], "final: last epoch, chosen without the rows that score it; best: flatters a little"
+    ] = "final"
+
+
+@dataclass(frozen=True, kw_only=True)
 class ScoreConfig:
     """`vp score`."""
 
@@ -180,6 +235,8 @@ CONFIG_OF: dict[str, type] = {
     "finetune": FinetuneConfig,
     "submit": SubmitConfig,
     "report": ReportConfig,
+    "predict": PredictConfig,
+    "compare": CompareConfig,
     "score": ScoreConfig,
     "status": StatusConfig,
     "verify": VerifyConfig,

@@ -12,6 +12,7 @@ from features.cache import Recipe, make_cache
 from features.embed import Encoder
 from features.encoders import EncoderConfig, cache_tag, resolve_encoder
 from features.errors import UsageError
+from features.families import load_encoder
 from features.plan import MANIFEST, NEXT_MANIFEST, CachePlan, read_plan
 from features.preprocess import cut_thumbnail
 from features.progress import Progress
@@ -28,7 +29,7 @@ from pipeline.parts import choose_part
 from pipeline.workspace import Workspace
 
 CPU_BATCH, GPU_BATCH = 32, 256
-CPU_ROWS_PER_SHARD, GPU_ROWS_PER_SHARD = 256, 1024
+CPU_ROWS_PER_SHARD, GPU_ROWS_PER_SHARD = 256, 4096
 """Between seconds and half a minute of work: at most this is lost when a process is killed."""
 
 WORTH_A_BAR_BYTES = 1_000_000
@@ -167,7 +168,7 @@ def _recipe(
         precision = earlier.semantic["precision"] if earlier else auto_precision(device)
     return Recipe(
         semantic={**encoder.semantic(), "precision": precision, "stored_as": "float16"},
-        environment=_environment(encoder, device),
+        environment=_environment(encoder, device) | ({"compile": "image tower"} if config.compile else {}),
         dims=dims,
         batch_size=config.batch_size or (earlier.batch_size if earlier else CPU_BATCH if on_cpu else GPU_BATCH),
         rows_per_shard=earlier.rows_per_shard if earlier else CPU_ROWS_PER_SHARD if on_cpu else GPU_ROWS_PER_SHARD,
@@ -182,9 +183,9 @@ def _workers(
     cores_each = max(1, cores() // len(devices))
     feed_threads = 1 + cores_each // CORES_PER_FEED_THREAD if on_cpu else max(1, cores_each - 1)
     setup = ShardSetup(
-        load_encoder=partial(_load_encoder, encoder, str(recipe.semantic["precision"])),
+        load_encoder=partial(_load_encoder, encoder, str(recipe.semantic["precision"]), config.compile),
         cut=partial(cut_thumbnail, preprocess=encoder.preprocess),
-        read_prompt=partial(joined, characters=encoder.text.characters) if encoder.text else joined,
+        read_prompt=encoder.text.prompt if encoder.text else joined,
         batch_size=recipe.batch_size,
         in_flight=1 if on_cpu else GPU_BATCHES_IN_FLIGHT,
         feed_threads=config.num_workers or min(feed_threads, MAX_FEED_THREADS),
@@ -193,11 +194,9 @@ def _workers(
     return Supervisor(setup, devices, patience_seconds=config.worker_timeout, warn=progress.warn)
 
 
-def _load_encoder(encoder: EncoderConfig, precision: str, kind: str, device: str) -> Encoder:
+def _load_encoder(encoder: EncoderConfig, precision: str, compiled: bool, kind: str, device: str) -> Encoder:
     """Load what makes one kind of vector; called in the processes that encode."""
-    from features.families import load_encoder  # noqa: PLC0415 - torch and transformers, which the supervisor does not need
-
-    return load_encoder(encoder, [kind], device, precision)
+    return load_encoder(encoder, [kind], device, precision, compiled=compiled)
 
 
 def _environment(encoder: EncoderConfig, device: str) -> dict[str, str]:

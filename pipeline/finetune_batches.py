@@ -14,7 +14,6 @@ from features.embed import padded_length
 from features.families import TowerEncoder
 from features.feed import ThumbnailFeed
 from features.preprocess import cut_thumbnail
-from features.texts import joined
 from features.videos import VideoTable
 
 BATCHES_AHEAD = 3
@@ -52,7 +51,7 @@ class RowFeed:
         self._has_text = np.zeros(len(videos), bool)
         if "text" in kinds:
             texts = videos.texts(0, len(videos))
-            prompts = [joined(text.title, text.description, config.text.characters).text for text in texts]
+            prompts = [config.text.prompt(text.title, text.description).text for text in texts]
             self._tokens = encoder.tokenize(prompts)[0]
             self._has_text = np.array([bool(prompt) for prompt in prompts])
 

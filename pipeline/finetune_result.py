@@ -89,7 +89,7 @@ class Result:
                 write_checkpoint(checkpoint_path(aside, name, member.fold, moment), checkpoint)
         ids, plan = self.dataset.train.ids, self.start.plan
         _publish_csv(aside / "folds.csv", pd.DataFrame({"id": ids, "fold": plan.fold_of}))
-        _publish_csv(aside / "fold_info.csv", fold_info(training.members))
+        _publish_csv(aside / "fold_info.csv", fold_info(training, metrics))
         _publish_csv(aside / "oof.csv", oof.table(ids, run.modalities))
         facts = facts_of(self.name, self.config, self.start, self.precision) | {
             "created_utc": datetime.now(UTC).isoformat(timespec="seconds")
@@ -111,6 +111,8 @@ def facts_of(name: str, config: FinetuneConfig, start: Start, precision: str) ->
         "config": {**run.part("config"), **to_plain(config), "name": name, "init": run.name}
         | {"model": list(run.part("encoders"))},
         **{key: run.part(key) for key in same},
+        "seeds": [None],
+        "additive": True,
         "finetuned_from": {
             "run": run.name,
             "checkpoints": {

@@ -128,6 +128,13 @@ class StoredPredictions:
 
     log_views: Float64[np.ndarray, "fold video"]
     contributions: Float64[np.ndarray, "fold modality video"]
+    modalities: tuple[str, ...]
+
+    @property
+    def effects(self) -> list[dict[str, float]]:
+        """Mean contribution of each modality over the videos, by fold."""
+        means = self.contributions.mean(axis=2).tolist()
+        return [dict(zip(self.modalities, mean, strict=True)) for mean in means]
 
 
 def stored_predictions(run: Run, videos: VideoTable, moment: Moment) -> StoredPredictions | None:
@@ -149,7 +156,9 @@ def stored_predictions(run: Run, videos: VideoTable, moment: Moment) -> StoredPr
     shape = (run.n_folds, len(videos))
     names = [f"contribution_{modality}" for modality in run.modalities]
     contributions = np.stack([table[name].to_numpy(np.float64).reshape(shape) for name in names], axis=1)
-    return StoredPredictions(table[f"log_pred_{moment}"].to_numpy(np.float64).reshape(shape), contributions)
+    return StoredPredictions(
+        table[f"log_pred_{moment}"].to_numpy(np.float64).reshape(shape), contributions, tuple(run.modalities)
+    )
 
 
 def predictions_table(ids: Sequence[str], folds: Sequence[Mapping[str, np.ndarray]]) -> pd.DataFrame:

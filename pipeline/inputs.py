@@ -3,11 +3,12 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int32, Int64, Shaped, UInt8
 
-from features.dates import calendar_columns
+from features.dates import ages_years, calendar_columns
 from features.errors import CacheError, UsageError
 from features.store import EmbeddingStore
 from features.videos import VideoTable
@@ -75,40 +76,71 @@ def gather(workspace: Workspace, sources: Sequence[Source], videos: VideoTable, 
     CacheError
         A cache is missing, unfinished or damaged, or lacks videos of the table.
     """
-    stores = {
-        tag: EmbeddingStore.open(workspace.cache(tag, videos.split))
-        for tag in dict.fromkeys(source.tag for source in sources if source.tag)
-    }
+    stores = open_stores(workspace, sources, videos.split)
     blocks: list[AnyBlock] = []
     thumbnail_digest = None
     for source in sources:
         if not source.tag:
-            blocks.append(_from_table(source, videos, reference))
+            blocks.append(block_from_table(source, videos, reference))
             continue
-        store = stores[source.tag]
-        if source.kind not in store.plan.dims:
-            raise CacheError(f"the cache in {store.folder} has no {source.kind}: run `vp extract --model {source.tag}`")
-        embeddings = store.read(source.kind).aligned(videos.ids)
+        embeddings = stores[source.tag].read(source.kind).aligned(videos.ids)
         blocks.append(Block.embedding(source.modality, embeddings.vectors, embeddings.present))
         if source.kind == "image":
             thumbnail_digest = embeddings.source_digest
     return Gathered(Inputs(tuple(blocks)), {tag: store.plan.encoder for tag, store in stores.items()}, thumbnail_digest)
 
 
+def open_stores(workspace: Workspace, sources: Sequence[Source], split: str) -> dict[str, EmbeddingStore]:
+    """The finished cache of each encoder that the sources name, by its tag.
+
+    Raises
+    ------
+    CacheError
+        A cache is missing or unfinished, or has no vectors of a kind.
+    """
+    stores: dict[str, EmbeddingStore] = {}
+    for source in sources:
+        if source.tag and source.tag not in stores:
+            stores[source.tag] = EmbeddingStore.open(workspace.cache(source.tag, split))
+        if source.tag and source.kind not in stores[source.tag].plan.dims:
+            folder = stores[source.tag].folder
+            raise CacheError(f"the cache in {folder} has no {source.kind}: run `vp extract --model {source.tag}`")
+    return stores
+
+
+def age_block(
+    modality: str,
+    published: Shaped[np.ndarray, " video"],
+    year: Int32[np.ndarray, " video"],
+    reference: np.datetime64,
+) -> Block:
+    """Ages at `reference` in years, and beside them where in year, week and day a video was published."""
+    return Block.scalar(modality, ages_years(published, year, reference), calendar_columns(published))
+
+
+def channel_block(modality: str, names: Sequence[str]) -> Category:
+    """Channels by name; an empty name is no channel."""
+    return Category(modality=modality, codes=_codes(names), present=np.array([bool(name) for name in names], bool))
+
+
+def words_block(modality: str, counts: Any) -> Words:
+    """Hashed words (video, column), sparse; a row without any has no words."""
+    return Words(modality=modality, counts=counts, present=np.diff(counts.indptr) > 0)
+
+
+def block_from_table(source: Source, videos: VideoTable, reference: np.datetime64) -> AnyBlock:
+    """A modality that needs no encoder."""
+    if source.kind == AGE:
+        return age_block(source.modality, videos.published, videos.year, reference)
+    if source.kind == CHANNEL:
+        return channel_block(source.modality, videos.channel)
+    return words_block(source.modality, hashed_words(videos))
+
+
 def _in_table(videos: VideoTable) -> list[str]:
     """Which modalities the table itself gives."""
     there = {AGE: not np.isnat(videos.newest()), CHANNEL: any(videos.channel), WORDS: videos.has_text}
     return [kind for kind, is_there in there.items() if is_there]
-
-
-def _from_table(source: Source, videos: VideoTable, reference: np.datetime64) -> AnyBlock:
-    if source.kind == AGE:
-        return Block.scalar(source.modality, videos.ages_years(reference), calendar_columns(videos.published))
-    if source.kind == CHANNEL:
-        present = np.array([bool(name) for name in videos.channel])
-        return Category(modality=source.modality, codes=_codes(videos.channel), present=present)
-    counts = hashed_words(videos)
-    return Words(modality=source.modality, counts=counts, present=np.diff(counts.indptr) > 0)
 
 
 def _codes(names: Sequence[str]) -> Int64[np.ndarray, " video"]:

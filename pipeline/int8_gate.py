@@ -9,7 +9,6 @@ from features.encoders import EncoderConfig
 from features.plan import CachePlan
 from features.preprocess import read_thumbnail
 from features.progress import Progress
-from features.texts import joined
 from features.videos import VideoTable
 
 INT8, RECORD = "int8", "int8_agreement"
@@ -60,7 +59,7 @@ def _sample(encoder: EncoderConfig, kinds: Sequence[str], videos: VideoTable) ->
     pixels = None
     if "text" in kinds:
         words = [videos.texts(row, row + 1)[0] for row in rows]
-        texts = [joined(text.title, text.description).text for text in words]
+        texts = [encoder.text.prompt(text.title, text.description).text for text in words] if encoder.text else []
     if "image" in kinds:
         read = (read_thumbnail(videos.thumbnail(row), encoder.preprocess).pixels for row in rows)
         good = [crop for crop in read if crop is not None]

@@ -5,17 +5,21 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Float64
 
 from features.errors import CacheError, UsageError
 from features.videos import VideoTable
-from heads.ensemble import combine, inverse_msle_weights, nested_msle, stack_weights
+from heads.ensemble import Method, combine, inverse_msle_weights, nested_msle, stack_weights
+from heads.inputs import Inputs
+from heads.members import FittedModel
 from heads.metrics import msle
 from heads.targets import Target
 from pipeline.finetuned import stored_predictions
-from pipeline.inputs import Source, gather
+from pipeline.inputs import Source
+from pipeline.memory import submission_streams
+from pipeline.oof import NotComparableError, SavedOutOfFold, other_folds, read_oof, side_by_side
 from pipeline.runs import Run
+from pipeline.stream import read_inputs
 from pipeline.workspace import Workspace
 
 Moment = Literal["best", "final"]
@@ -26,29 +30,41 @@ ROWS_PER_STACKED_RUN = 50
 """Below this, weights fitted on out-of-fold predictions mostly fit noise."""
 
 
+EFFECT_ROWS = 2000
+"""Videos, evenly spaced, whose contributions tell what a modality adds on average: trees take long to explain all."""
+
+
 @dataclass(frozen=True, eq=False)
 class Members:
-    """Named predictions of the same videos, in log views; `facts` are kept beside the submission."""
+    """Named predictions of the same videos, in log views, and what each modality adds to them on average."""
 
     names: Sequence[str]
     log_views: Float64[np.ndarray, "member video"]
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    effects: Sequence[Mapping[str, float]] = field(default_factory=list)
 
 
-def fold_members(workspace: Workspace, run: Run, videos: VideoTable, moment: Moment) -> Members:
-    """Every fold of a run predicts every video.
+def models_of(run: Run, moment: Moment) -> dict[str, FittedModel]:
+    """Every member of a run by name, read and checked; the one place that knows which members a run has."""
+    return {f"fold_{fold}": run.checkpoint(fold, moment).heads for fold in range(run.n_folds)}
+
+
+def fold_members(
+    workspace: Workspace, run: Run, videos: VideoTable, moment: Moment, *, stream: bool | None = None
+) -> Members:
+    """Every member of a run predicts every video; with `stream` from the shards, one by one (None: if need be).
 
     Raises
     ------
     CacheError
         A checkpoint or a cache is missing or damaged, or the videos were embedded by another encoder than the run's.
     """
-    names = [f"fold_{fold}" for fold in range(run.n_folds)]
     if (stored := stored_predictions(run, videos, moment)) is not None:
-        return Members(names, stored.log_views)
-    heads = [run.checkpoint(fold, moment).heads for fold in range(run.n_folds)]
+        return Members([f"fold_{fold}" for fold in range(run.n_folds)], stored.log_views, stored.effects)
+    models = models_of(run, moment)
     sources = [Source(**source) for source in run.part("sources")]
-    gathered = gather(workspace, sources, videos, np.datetime64(run.part("reference_date")))
+    reference = np.datetime64(run.part("reference_date"))
+    streams = submission_streams(stream, workspace, sources, videos.split)
+    gathered = read_inputs(workspace, sources, videos, reference, stream=streams)
     for tag, encoder in gathered.encoders.items():
         trained_on = run.part("encoders")[tag]
         if encoder != trained_on:
@@ -56,17 +72,36 @@ def fold_members(workspace: Workspace, run: Run, videos: VideoTable, moment: Mom
                 f"run {run.name} was trained on vectors of encoder {tag} {trained_on[:12]}, but the {videos.split} "
                 f"cache was made by {encoder[:12]}: run `vp extract` and `vp train-heads` again"
             )
-    predictions = np.stack([member.predict(gathered.inputs) for member in heads])
-    return Members(names, predictions)
+    predictions = np.empty((len(models), len(videos)))
+    for rows, inputs in gathered.inputs:
+        predictions[:, rows] = [model.predict(inputs) for model in models.values()]
+    some = np.unique(np.linspace(0, len(videos) - 1, min(len(videos), EFFECT_ROWS)).astype(np.int64))
+    sample = gathered.inputs.take(some)
+    return Members(list(models), predictions, [_effects(model, sample) for model in models.values()])
 
 
-def run_members(workspace: Workspace, runs: Sequence[Run], videos: VideoTable, moment: Moment, space: Space) -> Members:
-    """Every run predicts every video, as the mean of its folds."""
-    predictions = []
+def run_members(
+    workspace: Workspace,
+    runs: Sequence[Run],
+    videos: VideoTable,
+    moment: Moment,
+    space: Space,
+    *,
+    stream: bool | None = None,
+) -> Members:
+    """Every run predicts every video, as the mean of its members."""
+    predictions, effects = [], []
     for run in runs:
-        folds = fold_members(workspace, run, videos, moment)
-        predictions.append(combine(folds.log_views, "mean", space=space, target=Target(run.part("target"))))
-    return Members([run.name for run in runs], np.stack(predictions))
+        members = fold_members(workspace, run, videos, moment, stream=stream)
+        predictions.append(combine(members.log_views, "mean", space=space, target=Target(run.part("target"))))
+        own = members.effects
+        effects.append({name: float(np.mean([effect[name] for effect in own])) for name in own[0]})
+    return Members([run.name for run in runs], np.stack(predictions), effects)
+
+
+def _effects(model: FittedModel, inputs: Inputs) -> dict[str, float]:
+    """Mean contribution of each modality over the videos, in log units; about 0 over the training videos."""
+    return dict(zip(model.modalities, model.contributions(inputs).mean(axis=1).tolist(), strict=True))
 
 
 def given_weights(texts: Sequence[str], names: Sequence[str]) -> Float64[np.ndarray, " member"]:
@@ -105,34 +140,55 @@ def fold_weights(run: Run, moment: Moment) -> Float64[np.ndarray, " fold"]:
 def stacked_weights(runs: Sequence[Run], moment: Moment) -> tuple[Float64[np.ndarray, " run"], dict[str, Any]]:
     """Weights on the simplex that fit the runs' out-of-fold predictions best, with their honest (nested) score.
 
+    They are fitted in log space, the scale of the metric, even where views are averaged in the end.
+
     Raises
     ------
-    CacheError
-        The runs were validated on other rows or other folds: their predictions cannot be compared.
+    NotComparableError
+        The runs were validated on other videos, views or folds; the message says which differ.
     """
-    tables = [_out_of_fold(run) for run in runs]
+    tables = side_by_side([read_oof(run) for run in runs])
     first = tables[0]
-    for run, table in zip(runs[1:], tables[1:], strict=True):
-        if not (table["id"].equals(first["id"]) and table["fold"].equals(first["fold"])):
-            raise CacheError(
-                f"runs {runs[0].name} and {run.name} were not validated on the same rows and folds: train both with "
-                "the same dataset, --folds, --split and --seed, or give --weights"
+    for table in tables[1:]:
+        if difference := other_folds(first, table):
+            raise NotComparableError(
+                f"weights can be fitted to runs with the same folds, but of {first.run} and {table.run} {difference}: "
+                "train both with the same --split, --folds and --seed, or give --weights"
             )
-    validated = (first["fold"] >= 0).to_numpy()
-    oof = np.stack([table[f"log_pred_{moment}"].to_numpy(np.float64)[validated] for table in tables])
-    truth = first["log_views"].to_numpy(np.float64)[validated]
-    fold_of = first["fold"].to_numpy(np.int32)[validated]
-    weights = stack_weights(oof, truth)
-    return weights, {
-        "oof_msle_of_each": dict(zip((run.name for run in runs), (msle(truth, each) for each in oof), strict=True)),
-        "oof_msle_in_sample": msle(truth, weights @ oof),
-        "oof_msle_nested": nested_msle(oof, truth, fold_of),
-        "too_few_rows": bool(len(truth) < ROWS_PER_STACKED_RUN * len(runs)),
+    expanding = any(run.part("folds").get("expanding", False) for run in runs)
+    oof = _stack(tables, moment)
+    weights = stack_weights(oof, first.log_views)
+    return weights, _scores(tables, oof, weights @ oof) | {
+        "msle_nested": nested_msle(oof, first.log_views, first.fold_of, expanding=expanding),
+        "nested_on": "earlier folds" if expanding else "the other folds",
+        "too_few_rows": bool(len(first.ids) < ROWS_PER_STACKED_RUN * len(runs)),
     }
 
 
-def _out_of_fold(run: Run) -> pd.DataFrame:
-    path = run.verified("oof.csv")
-    return pd.read_csv(
-        path, dtype={"id": str}, keep_default_na=False, na_values={"log_pred_best": [""], "log_pred_final": [""]}
-    )
+def unfitted_scores(
+    runs: Sequence[Run], moment: Moment, method: Method, weights: Float64[np.ndarray, " run"] | None, space: Space
+) -> dict[str, Any]:
+    """Out-of-fold scores of the runs and of their combination, where no weight was fitted to them.
+
+    Each row is predicted by members that did not train on it, whichever folds a run has.
+    Raises NotComparableError as `stacked_weights` does, though folds may differ.
+    """
+    tables = side_by_side([read_oof(run) for run in runs])
+    oof = _stack(tables, moment)
+    together = combine(oof, method, weights=weights, space=space, target=Target(runs[0].part("target")))
+    return _scores(tables, oof, together)
+
+
+def _stack(tables: Sequence[SavedOutOfFold], moment: Moment) -> Float64[np.ndarray, "run video"]:
+    return np.stack([table.at(moment) for table in tables])
+
+
+def _scores(
+    tables: Sequence[SavedOutOfFold], oof: Float64[np.ndarray, "run video"], together: Float64[np.ndarray, " video"]
+) -> dict[str, Any]:
+    truth = tables[0].log_views
+    return {
+        "rows": len(truth),
+        "msle_of_each": {table.run: msle(truth, own) for table, own in zip(tables, oof, strict=True)},
+        "msle_together": msle(truth, together),
+    }

@@ -1,8 +1,10 @@
 """Who validates what: the fold plan that a run asks for, and what would make its score flatter."""
 
 import re
+import time as clock
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, Int32, UInt8
@@ -12,6 +14,8 @@ from features.errors import DataError, UsageError
 from features.progress import Progress
 from features.videos import VideoTable
 from heads.folds import FoldPlan, duplicates_across_folds, from_table, group, kfold, stratified, time
+from heads.inputs import Block, Inputs
+from heads.neighbours import NEAR, near_duplicates_across_folds
 from pipeline.config import TrainHeadsConfig
 
 SHOWN = 3
@@ -85,3 +89,25 @@ def tell_duplicates(
                 "--split group keeps a channel together"
             )
     return {what: duplicates.n_groups for what, duplicates in found.items()}
+
+
+def tell_near_duplicates(plan: FoldPlan, ids: Sequence[str], inputs: Inputs, progress: Progress) -> dict[str, Any]:
+    """Warn of embeddings that are nearly equal on both sides of a fold, as `tell_duplicates` does of equal ones."""
+    found: dict[str, Any] = {}
+    started = clock.monotonic()
+    for block in inputs.blocks:
+        if not isinstance(block, Block) or block.knotted:
+            continue
+        near = near_duplicates_across_folds(block, plan)
+        closest = [{"id": ids[row], "like": ids[other], "cosine": cosine} for row, other, cosine in near.first]
+        found[block.modality] = {"rows": near.n_rows, "compared": near.n_compared, "closest": closest}
+        if near.n_rows:
+            once = dict.fromkeys((min(row, other), max(row, other)) for row, other, _ in near.first)
+            pairs = [f"{shown(ids[row])}, {shown(ids[other])}" for row, other in once][:SHOWN]
+            progress.warn(
+                f"{near.n_rows} of {near.n_compared} {block.modality} vectors are nearly the same as one on the other "
+                f"side of a fold (cosine above {NEAR:g}), which flatters the score ({'; '.join(pairs)})"
+            )
+    seconds = clock.monotonic() - started
+    progress.note(f"near-duplicates: every pair across folds compared in {seconds:.1f} s")
+    return found | {"cosine_above": NEAR, "seconds": seconds}

@@ -12,7 +12,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,13 @@ class Run:
 
     @property
     def n_folds(self) -> int:
-        """Number of members."""
+        """Number of folds."""
         return int(self.part("folds")["n"])
+
+    @property
+    def seeds(self) -> list[int | None]:
+        """The seeds of the members of each fold; one for a run that does not say."""
+        return list(self.record.get("seeds", [None]))
 
     @property
     def modalities(self) -> list[str]:
@@ -56,14 +61,26 @@ class Run:
         files = self.part("files")
         return {name: files[name] for name in files if name.startswith("checkpoints/")}
 
-    def checkpoint_path(self, fold: int, moment: str) -> Path:
-        """Where a member is kept; `moment` is best or final."""
-        return checkpoint_path(self.folder, self.name, fold, moment)
+    def digest(self) -> str:
+        """SHA-256 (hex) of run.json, which holds the digest of every other file: equal for equal runs alone."""
+        return _sha256(self.folder / RECORD)
+
+    def checkpoint_path(self, fold: int, moment: str, seed: int | None = None) -> Path:
+        """Where a member is kept; `moment` is best or final, `seed` is needed where a fold has several."""
+        return checkpoint_path(self.folder, self.name, fold, moment, seed if len(self.seeds) > 1 else None)
+
+    def member(self, fold: int, moment: str, seed: int | None = None) -> Checkpoint:
+        """One member, its bytes checked against run.json; without a `seed` the first."""
+        chosen = self.seeds[0] if seed is None else seed
+        relative = self.checkpoint_path(fold, moment, chosen).relative_to(self.folder)
+        return read_checkpoint(self.verified(relative.as_posix()))
 
     def checkpoint(self, fold: int, moment: str) -> Checkpoint:
-        """One member, its bytes checked against run.json."""
-        relative = self.checkpoint_path(fold, moment).relative_to(self.folder)
-        return read_checkpoint(self.verified(relative.as_posix()))
+        """What a fold predicts with: its member, or one that predicts the mean of its members of several seeds."""
+        first, *others = (self.member(fold, moment, seed) for seed in self.seeds)
+        if not others:
+            return first
+        return replace(first, heads=first.heads.averaged_with([other.heads for other in others]), seed=None)
 
     def read_json(self, file_name: str) -> Any:
         """One of the run's JSON files, checked."""
@@ -87,9 +104,10 @@ class Run:
         return path
 
 
-def checkpoint_path(folder: Path, name: str, fold: int, moment: str) -> Path:
-    """Where a run's folder keeps a member."""
-    return folder / "checkpoints" / f"{name}_fold{fold}_{moment}.safetensors"
+def checkpoint_path(folder: Path, name: str, fold: int, moment: str, seed: int | None = None) -> Path:
+    """Where a run's folder keeps a member; its `seed` is named where a fold has several."""
+    which = "" if seed is None else f"_seed{seed}"
+    return folder / "checkpoints" / f"{name}_fold{fold}{which}_{moment}.safetensors"
 
 
 def open_run(folder: Path) -> Run:

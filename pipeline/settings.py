@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from features.errors import UsageError
-from pipeline.config import CONFIG_OF, REPEATABLE, WorkConfig
+from pipeline.config import CONFIG_OF, POSITIONAL, REPEATABLE, WorkConfig
 
 Config = TypeVar("Config")
 
@@ -31,6 +31,7 @@ class Option:
     help: str
     repeatable: bool
     default: Any
+    positional: bool = False
 
     @property
     def key(self) -> str:
@@ -38,9 +39,19 @@ class Option:
         return self.name.replace("_", "-")
 
     @property
+    def flag(self) -> str:
+        """How the command line names it."""
+        return self.key.upper() if self.positional else f"--{self.key}"
+
+    @property
     def only_in_file(self) -> bool:
         """Whether the option is a table, which has no place on a command line."""
         return typing.get_origin(self.type) is Mapping
+
+    @property
+    def is_flag(self) -> bool:
+        """Whether the option is on or off, `--x` or `--no-x`; not given, it may also be left to vp."""
+        return _without_none(self.type) is bool
 
     @property
     def shown_default(self) -> str:
@@ -72,7 +83,7 @@ def options_of(config_class: type) -> list[Option]:
         kind, help_text, *marks = typing.get_args(hints[name])
         default = fields[name].default
         shown = {} if default is dataclasses.MISSING else default
-        options.append(Option(name, kind, help_text, REPEATABLE in marks, shown))
+        options.append(Option(name, kind, help_text, REPEATABLE in marks, shown, POSITIONAL in marks))
     return options
 
 
@@ -100,7 +111,7 @@ def load(config_class: type[Config], section: str, given: Mapping[str, Any], fil
         for key, value in _from_file(path, section, options).items():
             values[key] = parse(options[key], value, f"{key.replace('_', '-')} in {path}")
     for name, value in given.items():
-        values[name] = parse(options[name], value, f"--{options[name].key}")
+        values[name] = parse(options[name], value, options[name].flag)
     try:
         return config_class(**values)
     except ValueError as error:

@@ -1,7 +1,6 @@
 """`vp submit`: runs -> submission for the videos of test.csv; complete and finite, or not written at all."""
 
-import csv
-import io
+import hashlib
 import json
 import shlex
 from collections.abc import Sequence
@@ -14,21 +13,34 @@ import numpy as np
 from jaxtyping import Float64
 
 from features import durable
-from features.errors import CacheError, DataError, UsageError
+from features.errors import CacheError, UsageError
+from features.plan import digest
 from features.progress import Progress
+from features.store import EmbeddingStore
 from features.videos import VideoTable
 from heads.ensemble import combine
 from heads.targets import Target
 from pipeline.config import SubmitConfig
-from pipeline.dataset import read_dataset, require_test
-from pipeline.members import Members, fold_members, fold_weights, given_weights, run_members, stacked_weights
+from pipeline.dataset import Dataset, read_dataset, require_test
+from pipeline.distributions import Distribution, Shift, weighted_effects
+from pipeline.members import (
+    Members,
+    fold_members,
+    fold_weights,
+    given_weights,
+    run_members,
+    stacked_weights,
+    unfitted_scores,
+)
+from pipeline.oof import NotComparableError, read_oof
 from pipeline.outcome import Outcome, table
 from pipeline.runs import Run, only_run, open_run
-from pipeline.score import HEADER
+from pipeline.sample import submission_shape
+from pipeline.settings import to_plain
 from pipeline.workspace import Workspace
 
-SHIFT_WORTH_A_WARNING = 1.5
-"""Difference in mean log views between the submission and the training videos: a factor of 4.5."""
+PACKAGES = ("vp", "numpy", "scipy", "scikit-learn", "safetensors")
+"""What computes a submission from finished runs and caches."""
 
 
 def submit(config: SubmitConfig, progress: Progress) -> Outcome:
@@ -39,35 +51,51 @@ def submit(config: SubmitConfig, progress: Progress) -> Outcome:
     UsageError, DataError, StorageError, CacheError
         See `pipeline.errors` for what each means and its exit code.
     """
+    ensemble = _read(config, progress)
+    target, runs = ensemble.target, ensemble.runs
+    shape = submission_shape(config.sample, ensemble.videos, progress)
+    weights, facts = _weights(config, runs, ensemble.members, progress)
+    log_views = combine(ensemble.members.log_views, config.method, weights=weights, space=config.space, target=target)
+    text = shape.as_csv(ensemble.videos.ids, target.from_log(log_views), non_negative=target.kind == "log1p")
+    shift = _shift(config, ensemble, weights, log_views)
+    path = ensemble.workspace.submission([run.name for run in runs], config.method)
+    durable.publish(path, text)
+    info = _info(config, ensemble, weights, log_views) | facts | {"distribution": shift.to_dict()}
+    info["submission"] = {"header": shape.header, "order": shape.order_of, "sha256": _sha256(text.encode())}
+    durable.publish(path.with_name(f"{path.stem}_info.json"), json.dumps(info, indent=1) + "\n")
+    shift.tell(progress)
+    summary = [*_told(ensemble.members, weights, facts), "", *shift.table(), ""]
+    done = f"{len(log_views)} videos, {config.method} of {len(ensemble.members.names)} members -> {path}"
+    following = f"vp score --submission {shlex.quote(str(path))} --truth TRUE_VIEWS.csv"
+    return Outcome([*summary, done], {"path": str(path), "rows": len(log_views), **info}, following)
+
+
+@dataclass(frozen=True, eq=False)
+class _Ensemble:
+    """The runs, what their members predict for the test videos, and where all of it came from."""
+
+    workspace: Workspace
+    runs: Sequence[Run]
+    dataset: Dataset
+    videos: VideoTable
+    members: Members
+    target: Target
+
+
+def _read(config: SubmitConfig, progress: Progress) -> _Ensemble:
     workspace = Workspace(config.work)
     names = config.run or (only_run(workspace.runs),)
     if len(set(names)) < len(names):
         raise UsageError(f"--run must name each run once, however: {', '.join(names)}")
     runs = [open_run(workspace.run(name)) for name in names]
     target = _common_target(runs)
-    videos = require_test(read_dataset(config, progress), config)
-    shape = _shape(config, videos, progress)
+    dataset = read_dataset(config, progress, non_negative=target.kind == "log1p")
+    videos = require_test(dataset, config)
     if len(runs) == 1:
-        members = fold_members(workspace, runs[0], videos, config.checkpoint)
+        members = fold_members(workspace, runs[0], videos, config.checkpoint, stream=config.stream)
     else:
-        members = run_members(workspace, runs, videos, config.checkpoint, config.space)
-    weights, facts = _weights(config, runs, members, progress)
-    log_views = combine(members.log_views, config.method, weights=weights, space=config.space, target=target)
-    rows = _guarded(shape, videos, target.from_log(log_views))
-    path = workspace.submission("+".join(names), config.method)
-    durable.publish(path, _as_csv(shape.header, rows))
-    info = _info(config, runs, members, weights, log_views) | facts
-    durable.publish(path.with_name(f"{path.stem}_info.json"), json.dumps(info, indent=1) + "\n")
-    _warn_of_shift(info, progress)
-    lines = [["member", "mean log views", "weight"]]
-    shares = np.full(len(members.names), 1 / len(members.names)) if weights is None else weights
-    means = members.log_views.mean(axis=1)
-    lines += [[n, f"{m:.3f}", f"{w:.3f}"] for n, m, w in zip(members.names, means, shares, strict=True)]
-    done = f"{len(rows)} videos, {config.method} of {len(members.names)} members -> {path}"
-    outcome_facts = {"path": str(path), "rows": len(rows), **info}
-    return Outcome(
-        [*table(lines), done], outcome_facts, f"vp score --submission {shlex.quote(str(path))} --truth TRUE_VIEWS.csv"
-    )
+        members = run_members(workspace, runs, videos, config.checkpoint, config.space, stream=config.stream)
+    return _Ensemble(workspace, runs, dataset, videos, members, target)
 
 
 def _common_target(runs: Sequence[Run]) -> Target:
@@ -77,103 +105,126 @@ def _common_target(runs: Sequence[Run]) -> Target:
     return Target(kinds.pop())
 
 
-@dataclass(frozen=True)
-class _Shape:
-    """Header of the submission, and which test row stands in each of its rows."""
-
-    header: tuple[str, str]
-    order: Sequence[int]
-
-
-def _shape(config: SubmitConfig, videos: VideoTable, progress: Progress) -> _Shape:
-    """test.csv gives the rows; a sample gives the header, and the order if it holds the same ids."""
-    if config.sample is None:
-        return _Shape(HEADER, range(len(videos)))
-    try:
-        rows = list(csv.reader(io.StringIO(config.sample.read_text(encoding="utf-8-sig")), strict=True))
-    except (OSError, UnicodeError, csv.Error) as error:
-        raise DataError(f"--sample {config.sample} is not readable as CSV ({error})") from error
-    if not rows or len(rows[0]) != len(HEADER):
-        raise DataError(f"--sample {config.sample} must have two columns, id and views; its first line is {rows[:1]}")
-    header, ids = (rows[0][0], rows[0][1]), [row[0] for row in rows[1:] if row]
-    row_of = {id_: row for row, id_ in enumerate(videos.ids)}
-    if len(ids) == len(row_of) and set(ids) == set(row_of):
-        return _Shape(header, [row_of[id_] for id_ in ids])
-    progress.warn(
-        f"--sample {config.sample} holds {len(ids)} ids that are not the {len(videos)} of {videos.path.name}: "
-        "only its header is followed"
-    )
-    return _Shape(header, range(len(videos)))
-
-
 def _weights(
     config: SubmitConfig, runs: Sequence[Run], members: Members, progress: Progress
 ) -> tuple[Float64[np.ndarray, " member"] | None, dict[str, Any]]:
     """The members' weights, for weighted_mean alone, and how they came about."""
+    if config.method != "weighted_mean" and config.weights:
+        raise UsageError(f"--weights belong to --method weighted_mean, not to {config.method}")
     if config.method != "weighted_mean":
-        if config.weights:
-            raise UsageError(f"--weights belong to --method weighted_mean, not to {config.method}")
-        return None, {}
+        return None, _unfitted(config, runs, None, progress)
     if config.weights:
-        return given_weights(config.weights, members.names), {"weights_from": "given"}
+        weights = given_weights(config.weights, members.names)
+        return weights, {"weights_from": "given"} | _unfitted(config, runs, weights, progress)
     if len(runs) == 1:
         return fold_weights(runs[0], config.checkpoint), {"weights_from": "inverse validation MSLE of each fold"}
     weights, scores = stacked_weights(runs, config.checkpoint)
-    progress.note(
-        f"weights fitted on out-of-fold predictions: MSLE {scores['oof_msle_in_sample']:.4f} on the rows they were "
-        f"fitted on, {scores['oof_msle_nested']:.4f} on rows they were not"
-    )
     if scores["too_few_rows"]:
-        progress.warn("too few validated rows for so many runs: the fitted weights are mostly noise; prefer mean")
-    return weights, {"weights_from": "out-of-fold predictions", "stacking": scores}
+        progress.warn(
+            f"{scores['rows']} validated rows are too few for {len(runs)} runs: the fitted weights are mostly noise; "
+            "prefer --method mean"
+        )
+    return weights, {"weights_from": "out-of-fold predictions", "out_of_fold": scores}
 
 
-def _guarded(shape: _Shape, videos: VideoTable, views: Float64[np.ndarray, " video"]) -> list[tuple[str, float]]:
-    """The rows of the submission: every test video once, finite and not negative, or none at all."""
-    if not np.isfinite(views).all() or (views < 0).any():
-        bad = [videos.ids[row] for row in np.flatnonzero(~(np.isfinite(views) & (views >= 0)))[:5]]
-        raise CacheError(f"the members predict no usable number for {', '.join(bad)}: run `vp train-heads` again")
-    return [(videos.ids[row], float(views[row])) for row in shape.order]
-
-
-def _as_csv(header: tuple[str, str], rows: Sequence[tuple[str, float]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return text.getvalue()
+def _unfitted(
+    config: SubmitConfig, runs: Sequence[Run], weights: Float64[np.ndarray, " run"] | None, progress: Progress
+) -> dict[str, Any]:
+    """Out-of-fold scores of several runs that were combined without fitting anything, where they can be compared."""
+    if len(runs) == 1:
+        return {}
+    try:
+        return {"out_of_fold": unfitted_scores(runs, config.checkpoint, config.method, weights, config.space)}
+    except NotComparableError as error:
+        progress.warn(f"no out-of-fold score for this ensemble: {error}")
+        return {}
 
 
 def _info(
     config: SubmitConfig,
-    runs: Sequence[Run],
-    members: Members,
+    ensemble: _Ensemble,
     weights: Float64[np.ndarray, " member"] | None,
     log_views: Float64[np.ndarray, " video"],
 ) -> dict[str, Any]:
-    """Everything needed to make the file again, and how it compares with the training videos."""
-    trained = runs[0].part("training_log_views")
+    """Everything needed to make the file again."""
+    names = ensemble.members.names
     return {
         "method": config.method,
         "space": config.space,
         "checkpoint": config.checkpoint,
-        "runs": {run.name: {"folds": run.part("folds"), "checkpoints": run.checkpoint_digests} for run in runs},
-        "members": list(members.names),
-        "weights": None if weights is None else dict(zip(members.names, weights.tolist(), strict=True)),
-        "n_models": len(members.names),
-        "test_rows": len(log_views),
-        "log_views": {"mean": float(log_views.mean()), "sd": float(log_views.std()), "max": float(log_views.max())},
-        "training_log_views": trained,
-        "spread_between_members": float(members.log_views.std(axis=0).mean()),
-        "vp": version("vp"),
+        "runs": {run.name: _identity(run) for run in ensemble.runs},
+        "caches": _caches(ensemble),
+        "members": list(names),
+        "weights": None if weights is None else dict(zip(names, weights.tolist(), strict=True)),
+        "n_models": sum(run.n_folds * len(run.seeds) for run in ensemble.runs),
+        "test": {"rows": len(log_views), "sha256": _sha256(ensemble.videos.path.read_bytes())},
+        "spread_between_members": float(ensemble.members.log_views.std(axis=0).mean()),
+        "config": to_plain(config),
+        "versions": {name: version(name) for name in PACKAGES},
         "created_utc": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
-def _warn_of_shift(info: dict[str, Any], progress: Progress) -> None:
-    here, trained = info["log_views"]["mean"], info["training_log_views"]["mean"]
-    if abs(here - trained) > SHIFT_WORTH_A_WARNING:
-        progress.warn(
-            f"the submission's mean of log views is {here:.2f}, that of the training videos {trained:.2f}: "
-            "check that the test videos may differ so much"
-        )
+def _identity(run: Run) -> dict[str, Any]:
+    """What tells a run from every other: run.json holds the digest of each of its files."""
+    return {"sha256": run.digest(), "folds": run.part("folds"), "checkpoints": run.checkpoint_digests}
+
+
+def _caches(ensemble: _Ensemble) -> dict[str, str]:
+    """A digest of the names of each cache's shards, which are named by their contents."""
+    tags = sorted({source["tag"] for run in ensemble.runs for source in run.part("sources") if source["tag"]})
+    stores = {tag: EmbeddingStore.open(ensemble.workspace.cache(tag, ensemble.videos.split)) for tag in tags}
+    return {tag: digest([shard.file for shard in store.plan.shards]) for tag, store in stores.items()}
+
+
+def _shift(
+    config: SubmitConfig,
+    ensemble: _Ensemble,
+    weights: Float64[np.ndarray, " member"] | None,
+    log_views: Float64[np.ndarray, " video"],
+) -> Shift:
+    """The submission beside the training videos, and beside what the first run predicts of them out of fold."""
+    run, target, members = ensemble.runs[0], ensemble.target, ensemble.members
+    oof = read_oof(run)
+    reference = np.datetime64(run.part("reference_date"))
+    ages = [_median(videos.ages_years(reference)) for videos in (ensemble.videos, ensemble.dataset.train)]
+    return Shift(
+        submission=Distribution.of(log_views, target),
+        run=run.name,
+        out_of_fold=Distribution.of(oof.at(config.checkpoint)[oof.validated], target),
+        training=Distribution.of(oof.log_views, target),
+        effects=weighted_effects(members.effects, _shares(weights, len(members.names))),
+        age=ages[0],
+        training_age=ages[1],
+        target=target,
+    )
+
+
+def _told(members: Members, weights: Float64[np.ndarray, " member"] | None, facts: dict[str, Any]) -> list[str]:
+    """The members, and where several runs were combined how good each and all of them are."""
+    scores = facts.get("out_of_fold", {})
+    each = scores.get("msle_of_each", {})
+    lines = [["member", "mean log views", *(["out-of-fold MSLE"] if each else []), "weight"]]
+    means = members.log_views.mean(axis=1)
+    for name, mean, share in zip(members.names, means, _shares(weights, len(members.names)), strict=True):
+        lines.append([name, f"{mean:.3f}", *([f"{each[name]:.4f}"] if each else []), f"{share:.3f}"])
+    told = table(lines)
+    if "msle_nested" in scores:
+        told += ["", f"together, weights fitted on {scores['nested_on']} (nested)  {scores['msle_nested']:.4f}"]
+        told += [f"together, on the rows the weights were fitted on  {scores['msle_together']:.4f}"]
+    elif scores:
+        told += ["", f"together, out of fold  {scores['msle_together']:.4f}"]
+    return told
+
+
+def _shares(weights: Float64[np.ndarray, " member"] | None, n_members: int) -> Float64[np.ndarray, " member"]:
+    return np.full(n_members, 1 / n_members) if weights is None else weights
+
+
+def _median(ages: Float64[np.ndarray, " video"]) -> float:
+    known = ages[~np.isnan(ages)]
+    return float(np.median(known)) if known.size else float("nan")
+
+
+def _sha256(raw: bytes) -> str:
+    return hashlib.sha256(raw).hexdigest()

@@ -20,12 +20,16 @@ PROJECT = "vp"
 class RunLog:
     """Writes records under the keys `fold_0/weights/image`, `fold_0/val/msle`, `ensemble/...`."""
 
-    def __init__(self, lines: IO[str], wandb_run: Any, progress: Progress) -> None:
-        self._lines, self._wandb, self._progress = lines, wandb_run, progress
+    def __init__(self, lines: IO[str], wandb_run: Any, progress: Progress, first_seed: int | None = None) -> None:
+        self._lines, self._wandb, self._progress, self._first_seed = lines, wandb_run, progress, first_seed
+
+    def key(self, fold: int, seed: int | None) -> str:
+        """What the keys of a member begin with: `fold_0` for the first seed, `fold_0/seed_43` for another."""
+        return f"fold_{fold}" if seed in (None, self._first_seed) else f"fold_{fold}/seed_{seed}"
 
     def epoch(self, record: EpochRecord) -> None:
-        """One fold after one epoch."""
-        fold = f"fold_{record.fold}"
+        """One member after one epoch."""
+        fold = self.key(record.fold, record.seed)
         values: dict[str, Any] = {
             "epoch": record.epoch,
             f"{fold}/train/loss_epoch": record.train_loss,
@@ -61,14 +65,21 @@ class RunLog:
 
 @contextlib.contextmanager
 def run_log(
-    file: Path, *, mode: str, name: str, folder: Path, config: Mapping[str, Any], progress: Progress
+    file: Path,
+    *,
+    mode: str,
+    name: str,
+    folder: Path,
+    config: Mapping[str, Any],
+    progress: Progress,
+    first_seed: int | None = None,
 ) -> Iterator[RunLog]:
     """Open the record of a training; `folder` is where wandb keeps its own files."""
     wandb_run = None if mode == "disabled" else _start_wandb(mode, name, folder, config, progress)
     failed = True
     try:
         with file.open("w", encoding="utf-8") as lines:
-            yield RunLog(lines, wandb_run, progress)
+            yield RunLog(lines, wandb_run, progress, first_seed)
         failed = False
     except OSError as error:
         raise durable.storage_error(file, error) from error

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -18,22 +18,26 @@ from features.encoders import cache_tag
 from features.errors import DataError
 from features.progress import Progress
 from features.videos import VideoTable
-from heads.fit import fit
+from heads.chunks import Chunks, in_memory
 from heads.folds import FoldPlan
 from heads.inputs import Inputs
-from heads.members import EpochRecord, FittedModel, Training
+from heads.members import FittedModel, TrainedMember, Training
 from heads.targets import Target
 from pipeline.checkpoint import Checkpoint, write_checkpoint
 from pipeline.config import TrainHeadsConfig
 from pipeline.dataset import Dataset, read_dataset
-from pipeline.devices import choose_device
 from pipeline.diagnostics import diagnose, told
-from pipeline.inputs import Gathered, Source, choose_sources, gather
+from pipeline.fitting import Fitted, told_sweep, train, tried
+from pipeline.inputs import Gathered, Source, choose_sources
+from pipeline.memory import training_streams
+from pipeline.model_card import FILE as MODEL_CARD
+from pipeline.model_card import model_card
 from pipeline.outcome import Outcome, table
-from pipeline.plans import make_plan, tell_duplicates
+from pipeline.plans import make_plan, tell_duplicates, tell_near_duplicates
 from pipeline.runs import building, checkpoint_path, seal
 from pipeline.scores import OutOfFold, distribution, fold_info, metrics_of
 from pipeline.settings import repeated_flags, to_plain
+from pipeline.stream import Streamed, read_inputs
 from pipeline.tracking import RunLog, run_log
 from pipeline.workspace import Workspace
 
@@ -47,6 +51,7 @@ def train_heads(config: TrainHeadsConfig, progress: Progress) -> Outcome:
         See `pipeline.errors` for what each means and its exit code.
     """
     start = time.monotonic()
+    tried(config)  # a sweep that makes no sense is refused before anything is read
     workspace = Workspace(config.work)
     folder = workspace.run(config.name)
     task = _gathered_task(config, workspace, progress)
@@ -63,83 +68,87 @@ class _Task:
     dataset: Dataset
     sources: tuple[Source, ...]
     reference: np.datetime64
-    gathered: Gathered
+    gathered: Gathered | Streamed
     log_views: Float64[np.ndarray, " video"]
     plan: FoldPlan
     duplicates: Mapping[str, int]
+    near_duplicates: Mapping[str, Any]
 
     @property
     def videos(self) -> VideoTable:
         return self.dataset.train
 
     @property
-    def inputs(self) -> Inputs:
+    def inputs(self) -> Chunks:
         return self.gathered.inputs
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        return self.inputs.outline.modalities
 
     def run(self, aside: Path, workspace: Workspace, progress: Progress, start: float) -> dict[str, Any]:
         """Train, and write the whole run into `aside`; returns its metrics."""
-        _tell_absent(self.inputs, progress)
+        _tell_absent(self.inputs.outline, progress)
         lines = aside / "metrics.jsonl"
         with run_log(
             lines,
             mode=self.config.wandb,
             name=self.config.name,
             folder=workspace.root,
-            config=self.facts(),
+            config=self.facts(self.config),
             progress=progress,
+            first_seed=self.config.seed,
         ) as log:
-            training = self._train(log, progress)
+            fitted = train(self.config, self.inputs, self.log_views, self.plan, told=log.epoch, progress=progress)
+            training = fitted.training
             oof = OutOfFold.predict(training.members, self.plan, self.inputs, self.log_views)
             ages = self.videos.ages_years(self.reference)
             metrics = {"run": self.config.name, "head": self.config.head, "rows": len(self.videos)}
-            metrics |= metrics_of(training, oof, self.inputs.modalities, ages)
-            metrics |= {"duplicates_across_folds": self.duplicates, "seconds": time.monotonic() - start}
+            metrics |= metrics_of(training, oof, training.members[0].best.modalities, ages)
+            metrics |= {"sweep": fitted.sweep} if fitted.sweep else {}
+            metrics |= {"duplicates_across_folds": self.duplicates}
+            metrics |= {"near_duplicates": self.near_duplicates} if self.near_duplicates else {}
+            metrics |= {"seconds": time.monotonic() - start}
             _log_results(log, training, metrics)
         if self.config.diagnostics:
             metrics["diagnostics"] = diagnose(self.config, self.videos, self.inputs, self._test_inputs(workspace), oof)
-        self._write(aside, training, oof, metrics)
+        self._write(aside, fitted, oof, metrics)
         return metrics
 
-    def _train(self, log: RunLog, progress: Progress) -> Training[FittedModel]:
-        def on_epoch(record: EpochRecord) -> None:
-            log.epoch(record)
-            progress.advance(1)
-
-        device = choose_device(self.config.device) if self.config.head in _ON_DEVICE else "cpu"
-        epochs = self.config.epochs if self.config.head in _ON_DEVICE else 1
-        progress.begin(f"{self.config.head} heads on {device}", epochs * self.plan.n_folds, "epochs")
-        training = fit(self.inputs, self.log_views, self.plan, self.config, device=device, on_epoch=on_epoch)
-        progress.end()
-        for note in training.notes:
-            progress.warn(note)
-        return training
-
-    def _test_inputs(self, workspace: Workspace) -> Inputs | None:
+    def _test_inputs(self, workspace: Workspace) -> Chunks | None:
         """What the heads would see of the test videos; None without them, or where their cache is not made yet."""
         test = self.dataset.test
-        tags = {source.tag for source in self.sources if source.tag}
-        if test is None or not all(workspace.has_cache(tag, test.split) for tag in tags):
+        if test is None or not _is_cached(workspace, self.sources, test):
             return None
-        return gather(workspace, self.sources, test, self.reference).inputs
+        stream = isinstance(self.gathered, Streamed)
+        return read_inputs(workspace, self.sources, test, self.reference, stream=stream).inputs
 
-    def _write(self, aside: Path, training: Training[FittedModel], oof: OutOfFold, metrics: Mapping[str, Any]) -> None:
-        name, encoders = self.config.name, self.gathered.encoders
+    def _write(self, aside: Path, fitted: Fitted, oof: OutOfFold, metrics: Mapping[str, Any]) -> None:
+        training = fitted.training
         for member in training.members:
-            for moment, heads in (("best", member.best), ("final", member.final)):
-                checkpoint = Checkpoint(heads, name, member.fold, moment, encoders, str(self.reference))
-                write_checkpoint(checkpoint_path(aside, name, member.fold, moment), checkpoint)
+            self._write_member(aside, member, alone=len(training.seeds) == 1)
         _publish_csv(aside / "folds.csv", pd.DataFrame({"id": self.videos.ids, "fold": self.plan.fold_of}))
-        _publish_csv(aside / "fold_info.csv", fold_info(training.members))
-        _publish_csv(aside / "oof.csv", oof.table(self.videos.ids, self.inputs.modalities))
+        _publish_csv(aside / "fold_info.csv", fold_info(training, metrics))
+        _publish_csv(aside / "oof.csv", oof.table(self.videos.ids, training.members[0].best.modalities))
         durable.publish(aside / "metrics.json", json.dumps(metrics, indent=1) + "\n")
-        seal(aside, self.facts() | {"created_utc": datetime.now(UTC).isoformat(timespec="seconds")})
+        facts = self.facts(fitted.config) | {"seeds": training.seeds, "additive": training.members[0].final.additive}
+        durable.publish(aside / MODEL_CARD, model_card(fitted.config, facts, metrics, self.videos))
+        seal(aside, facts | {"created_utc": datetime.now(UTC).isoformat(timespec="seconds")})
 
-    def facts(self) -> dict[str, Any]:
+    def _write_member(self, aside: Path, member: TrainedMember[FittedModel], *, alone: bool) -> None:
+        """Both moments of a member; its file names the seed unless it is `alone` in its fold."""
+        name, encoders, fold = self.config.name, self.gathered.encoders, member.fold
+        for moment, heads in (("best", member.best), ("final", member.final)):
+            checkpoint = Checkpoint(heads, name, fold, moment, encoders, str(self.reference), member.seed)
+            path = checkpoint_path(aside, name, fold, moment, None if alone else member.seed)
+            write_checkpoint(path, checkpoint)
+
+    def facts(self, config: TrainHeadsConfig) -> dict[str, Any]:
         """What run.json says besides the digests of the files."""
         return {
             "name": self.config.name,
-            "config": to_plain(self.config) | {"model": list(self.gathered.encoders)},
-            "modalities": list(self.inputs.modalities),
+            "config": to_plain(config) | {"model": list(self.gathered.encoders)},
+            "modalities": list(self.modalities),
             "sources": [vars(source) for source in self.sources],
             "encoders": dict(self.gathered.encoders),
             "reference_date": str(self.reference),
@@ -157,20 +166,28 @@ class _Task:
         }
 
 
-_ON_DEVICE = ("mlp", "hybrid")
-"""Heads that are trained in epochs; the others are solved, on the CPU."""
-
-
 def _gathered_task(config: TrainHeadsConfig, workspace: Workspace, progress: Progress) -> _Task:
     dataset = read_dataset(config, progress, non_negative=config.target == "log1p")
     videos = dataset.train
     reference = _reference_date(config, dataset, progress)
     sources = choose_sources(workspace, list(dict.fromkeys(map(cache_tag, config.model))), config.modalities, videos)
-    gathered = gather(workspace, sources, videos, reference)
+    read = dataset.tables if config.diagnostics else [videos]
+    splits = [table.split for table in read if table is videos or _is_cached(workspace, sources, table)]
+    stream = training_streams(config, workspace, sources, splits)
+    if stream:
+        progress.note("the vectors stay on disk: every pass reads them shard by shard")
+    gathered = read_inputs(workspace, sources, videos, reference, stream=stream, progress=progress)
     log_views = Target(config.target).to_log(_views(videos))
     plan = make_plan(config, config.split, videos, log_views)
     duplicates = tell_duplicates(plan, videos, gathered.thumbnail_digest, progress)
-    return _Task(config, dataset, sources, reference, gathered, log_views, plan, duplicates)
+    near = {}
+    if config.near_duplicates:
+        near = tell_near_duplicates(plan, videos.ids, in_memory(gathered.inputs), progress)
+    return _Task(config, dataset, sources, reference, gathered, log_views, plan, duplicates, near)
+
+
+def _is_cached(workspace: Workspace, sources: Sequence[Source], videos: VideoTable) -> bool:
+    return all(workspace.has_cache(source.tag, videos.split) for source in sources if source.tag)
 
 
 def _views(videos: VideoTable) -> Float64[np.ndarray, " video"]:
@@ -205,7 +222,7 @@ def _publish_csv(path: Path, frame: pd.DataFrame) -> None:
 
 def _log_results(log: RunLog, training: Training[FittedModel], metrics: Mapping[str, Any]) -> None:
     for member in training.members:
-        fold = f"fold_{member.fold}"
+        fold = log.key(member.fold, member.seed)
         best = next((record for record in member.history if record.epoch == member.best_epoch), None)
         values: dict[str, Any] = {f"{fold}/best_epoch": member.best_epoch, f"{fold}/best_msle": member.best_msle}
         if best is not None:
@@ -225,9 +242,20 @@ def _outcome(config: TrainHeadsConfig, folder: Path, metrics: Mapping[str, Any],
     for modality, mean in metrics["weights"].items():
         per_fold = [f"{weights[modality]:.3f}" for weights in metrics["fold_weights"]]
         lines.append([f"weight {modality}", *per_fold, f"{mean:.3f} ±{metrics['weights_sd'][modality]:.3f}"])
+    before = [*told_sweep(metrics["sweep"]), ""] if "sweep" in metrics else []
     diagnosed = [*told(metrics["diagnostics"]), ""] if "diagnostics" in metrics else []
     score = f"out-of-fold MSLE {metrics['oof_msle']:.4f}; a constant scores {metrics['oof_msle_constant']:.4f}"
     done = f"{config.name}: {metrics['rows']} videos in {metrics['seconds']:.1f} s -> {folder}"
     which = f" --run {config.name}" if config.name != TrainHeadsConfig.name else ""
     following = f"vp submit --method mean{which}{repeated_flags(config)}" if has_test else ""
-    return Outcome([*table(lines), "", *diagnosed, score, done], metrics, following)
+    of_one = [_seeds_told(metrics)] if "seeds" in metrics else []
+    return Outcome([*before, *table(lines), "", *diagnosed, *of_one, score, done], metrics, following)
+
+
+def _seeds_told(metrics: Mapping[str, Any]) -> str:
+    seeds = metrics["seeds"]
+    spread = np.mean(seeds["fold_msle_final_sd"])
+    return (
+        f"{len(seeds['seeds'])} seeds: the mean of their predictions scores {metrics['oof_msle_final']:.4f} at the "
+        f"last epoch, one of them {seeds['oof_msle_final_of_one']:.4f} (±{spread:.4f} within a fold)"
+    )

@@ -1,11 +1,16 @@
 """Every path that vp writes, in one place. No absolute path is stored, so a work folder can be moved."""
 
+import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from features.errors import CacheError, UsageError
 from features.plan import MANIFEST, NEXT_MANIFEST
+
+MAX_JOINED_NAMES = 150
+"""Characters; a file name may have 255 bytes, and more follows the names."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -41,8 +46,15 @@ class Workspace:
             raise UsageError(f"a run's name is made of letters, digits, '.', '_' and '-', up to 64, not {name!r}")
         return self.runs / name
 
-    def submission(self, name: str, method: str) -> Path:
-        """The submission made from one run (or several, joined by '+')."""
+    def submission(self, runs: Sequence[str], method: str) -> Path:
+        """The submission made from one run or several, whose names are joined by '+' while a file name can hold them.
+
+        >>> Workspace(Path("work")).submission(["a", "b"], "mean").name
+        'a+b_ensemble_mean.csv'
+        """
+        name = "+".join(runs)
+        if len(name) > MAX_JOINED_NAMES:
+            name = f"{runs[0]}+{len(runs) - 1}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
         return self.root / "submissions" / f"{name}_ensemble_{method}.csv"
 
     def has_cache(self, tag: str, split: str) -> bool:

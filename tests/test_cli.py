@@ -29,7 +29,7 @@ def test_every_option_has_a_flag_with_help_and_its_default(name):
     for option in options_of(CONFIG_OF[name]):
         if option.only_in_file:
             continue
-        assert f"--{option.key}" in shown
+        assert option.flag in shown
         assert " ".join(option.help.split()) in shown
         assert option.shown_default in shown
 

@@ -120,7 +120,9 @@ def test_every_fold_and_epoch_has_a_line_under_the_documented_keys(trained):
     assert len(epochs) == 3 * 2
     fold_1 = {"weights/image", "weights/text", "weights/age", "train/loss_epoch", "val/loss_epoch", "val/msle"}
     fold_1 |= {"val/mae", "val/rmse", "learning_rate"}
-    assert {f"fold_1/{key}" for key in fold_1} <= epochs[2].keys()
+    of_fold_1 = [line for line in epochs if "fold_1/val/msle" in line]
+    assert [line["epoch"] for line in of_fold_1] == [1, 2]
+    assert all({f"fold_1/{key}" for key in fold_1} <= line.keys() for line in of_fold_1)
     ends = {key for line in lines if "epoch" not in line for key in line}
     assert {"fold_2/best_epoch", "fold_2/best_val_loss", "fold_2/best_msle", "ensemble/oof_msle"} <= ends
 
@@ -144,6 +146,7 @@ def test_a_submission_has_the_ids_of_the_test_table_in_their_order(trained):
     assert facts.keys() >= {"path", "rows"}
     info = json.loads(Path("work/submissions/clip_multimodal_ensemble_mean_info.json").read_text())
     assert info["members"] == ["fold_0", "fold_1", "fold_2"]
+    assert list(info["caches"]) == ["tiny"]
 
 
 def test_members_are_combined_as_asked(trained):
@@ -180,7 +183,9 @@ def test_several_runs_are_weighted_by_their_out_of_fold_predictions(trained):
     result = vp("submit", "--run", "clip_multimodal", "--run", "age", "--method", "weighted_mean", "--json")
     facts = last_json(result)
     assert sum(facts["weights"].values()) == pytest.approx(1)
-    assert facts["stacking"]["oof_msle_in_sample"] <= min(facts["stacking"]["oof_msle_of_each"].values()) + 1e-9
+    scores = facts["out_of_fold"]
+    assert scores["msle_together"] <= min(scores["msle_of_each"].values()) + 1e-9
+    assert f"(nested)  {scores['msle_nested']:.4f}" in result.stdout
     vp("train-heads", "--modalities", "age", "--name", "other", "--seed", "1", *QUICK)
     refused = vp("submit", "--run", "clip_multimodal", "--run", "other", "--method", "weighted_mean")
     assert refused.exit_code == 7
@@ -508,3 +513,89 @@ def test_the_demo_finds_the_rule_it_drew(tmp_path, monkeypatch):
     for modality, weight in trained["weights"].items():
         terms = {name: facts["rule"][name] for name in ("image", "text", "age")}
         assert weight == pytest.approx(terms[modality] / sum(terms.values()), abs=0.12)
+
+
+# Vectors that stay on disk
+
+
+def test_heads_fitted_from_the_shards_are_those_fitted_in_memory(job):
+    for how in ("stream", "no-stream"):
+        result = vp("train-heads", "--head", "linear", f"--{how}", "--name", how, "--quiet")
+        assert result.exit_code == 0, result.output
+        assert vp("submit", "--run", how, f"--{how}", "--quiet").exit_code == 0
+    streamed, whole = (Path(f"work/runs/{name}") for name in ("stream", "no-stream"))
+    for name in ("oof.csv", "folds.csv", "fold_info.csv"):
+        assert (streamed / name).read_bytes() == (whole / name).read_bytes()
+    ours, theirs = (json.loads((run / "metrics.json").read_text()) for run in (streamed, whole))
+    assert ours | {"run": "", "seconds": 0} == theirs | {"run": "", "seconds": 0}
+    assert ours["diagnostics"]["test_against_train_auc"].keys() == {"image", "text", "age"}
+    assert submission(name="stream").equals(submission(name="no-stream"))
+
+
+def test_vectors_beyond_the_memory_stay_on_disk_or_are_refused(job, monkeypatch):
+    monkeypatch.setattr("pipeline.memory.available_bytes", lambda: 1000)
+    result = vp("train-heads", "--head", "linear", "--no-diagnostics")
+    assert result.exit_code == 0
+    assert "stay on disk" in result.stderr
+    assert vp("submit", "--quiet").exit_code == 0
+    refused = vp("train-heads", "--json")
+    assert refused.exit_code == 2
+    assert "--head hybrid cannot: use --head linear" in last_json(refused)["error"]
+    assert vp("train-heads", "--no-stream", *QUICK).exit_code == 0
+
+
+@pytest.mark.parametrize("head", ["mlp", "trees"])
+def test_several_seeds_have_checkpoints_of_their_own_and_are_submitted_as_their_mean(job, head):
+    flags = ("--head", head, "--seeds", "2", "--no-diagnostics", *SMALL, "--json")
+    facts = last_json(vp("train-heads", *flags))
+    names = {path.name for path in (RUN / "checkpoints").iterdir()}
+    assert names == {
+        f"clip_multimodal_fold{fold}_seed{seed}_{moment}.safetensors"
+        for fold in range(3)
+        for seed in (42, 43)
+        for moment in ("best", "final")
+    }
+    before = {path.name: path.read_bytes() for path in (RUN / "checkpoints").iterdir()}
+    vp("train-heads", *flags)
+    assert before == {path.name: path.read_bytes() for path in (RUN / "checkpoints").iterdir()}
+    assert facts["seeds"]["seeds"] == [42, 43]
+    assert len(facts["fold_msle"]) == 3
+    run = open_run(RUN.resolve())
+    assert [run.member(0, "best", seed).seed for seed in run.seeds] == [42, 43]
+    assert vp("submit", "--quiet").exit_code == 0
+    assert len(submission()) == 8
+
+
+def test_a_fold_of_several_seeds_predicts_their_mean(job):
+    vp("train-heads", "--seeds", "3", *QUICK)
+    run = open_run(RUN.resolve())
+    table = pd.read_csv(RUN / "oof.csv")
+    assert table["log_pred_best"].notna().all()
+    ensembled = run.checkpoint(1, "final").heads
+    parts = [run.member(1, "final", seed).heads for seed in run.seeds]
+    np.testing.assert_allclose(ensembled.weights, np.mean([part.weights for part in parts], axis=0))
+    assert ensembled.baseline == pytest.approx(np.mean([part.baseline for part in parts]))
+    keys = set().union(*(json.loads(line) for line in (RUN / "metrics.jsonl").read_text().splitlines()))
+    assert {"fold_1/val/msle", "fold_1/seed_43/val/msle", "fold_1/seed_44/weights/image"} <= keys
+    assert "fold_1/seed_42/val/msle" not in keys
+
+
+def test_a_sweep_becomes_the_run_that_it_chose(job):
+    facts = last_json(vp("train-heads", *QUICK, "--sweep", "lr=1e-9,1e-2", "--near-duplicates", "--json"))
+    assert facts["sweep"]["chosen"] == {"lr": 1e-2}
+    assert open_run(RUN.resolve()).record["config"]["lr"] == 1e-2
+    assert facts["sweep"]["oof_msle_final"] == pytest.approx(facts["oof_msle_final"], rel=1e-6)
+    assert facts["near_duplicates"].keys() == {"image", "text", "cosine_above", "seconds"}
+    refused = vp("train-heads", "--head", "linear", "--sweep", "lr=1")
+    assert refused.exit_code == 2
+    assert "solves every penalty" in refused.stderr
+
+
+def test_a_joint_term_stands_beside_the_modalities_everywhere(job):
+    facts = last_json(vp("train-heads", "--head", "hybrid", "--joint", "--no-diagnostics", *SMALL, "--json"))
+    assert list(facts["weights"]) == list(facts["importance"]) == ["image", "text", "age", "joint"]
+    assert "contribution_joint" in pd.read_csv(RUN / "oof.csv").columns
+    run = open_run(RUN.resolve())
+    assert run.record["additive"] is False
+    assert run.modalities == ["image", "text", "age"]
+    assert vp("submit", "--quiet").exit_code == 0

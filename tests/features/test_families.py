@@ -52,3 +52,13 @@ def test_a_kind_that_the_encoder_does_not_make_is_refused(folder_of, family: str
 def test_choosing_a_family_imports_no_other():
     check = "import sys; import features.families; sys.exit(bool({'torch', 'transformers'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+
+
+def test_only_the_tower_of_images_is_compiled_because_its_batches_have_one_shape(folder_of, monkeypatch):
+    import torch
+
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda tower, **options: compiled.append((tower, options)))
+    folder = folder_of("clip")
+    encoder = load_encoder(resolve_encoder(str(folder), folder.parent), ["image", "text"], "cpu", "fp32", compiled=True)
+    assert compiled == [(encoder.towers["image"], {"dynamic": False})]

@@ -15,15 +15,16 @@ from features.plan import MANIFEST, CachePlan, PlannedShard, shard_ranges, write
 from features.preprocess import Thumbnail
 from features.shards import Shard, read_shard, write_shard
 from features.status import Status
-from features.store import Embeddings, EmbeddingStore
+from features.store import READ_THREADS, Embeddings, EmbeddingStore
 
 N_ROWS, DIMS = 22, {"image": 3, "text": 4}
+SHARD = EmbeddingStore.shard
 
 
-def draw_cache(folder):
-    """Three shards of images and three of texts, of 22 videos."""
+def draw_cache(folder, rows_per_shard=8):
+    """Shards of images and of texts, three of each, of 22 videos."""
     draw, shards, files = np.random.default_rng(0), [], {}
-    for (index, start, stop), kind in itertools.product(shard_ranges(N_ROWS, 8), DIMS):
+    for (index, start, stop), kind in itertools.product(shard_ranges(N_ROWS, rows_per_shard), DIMS):
         planned = PlannedShard(kind, index, start, stop, key=f"key of {kind} {index}")
         shard = Shard(
             kind=kind,
@@ -38,7 +39,7 @@ def draw_cache(folder):
         )
         shards.append(planned)
         files[kind, index] = write_shard(folder, shard)
-    plan = CachePlan({"weights": "w"}, {}, "train_val", N_ROWS, 8, 4, DIMS, tuple(shards))
+    plan = CachePlan({"weights": "w"}, {}, "train_val", N_ROWS, rows_per_shard, 4, DIMS, tuple(shards))
     write_plan(folder / MANIFEST, plan.with_files(files))
 
 
@@ -236,3 +237,38 @@ def test_vectors_keep_every_bit_of_the_shards(cache):
         assert read.status.tobytes() == b"".join(part.status.tobytes() for part in parts)
         assert read.source_digest.tobytes() == b"".join(part.source_digest.tobytes() for part in parts)
         assert read.ids == [id_ for part in parts for id_ in part.ids]
+
+
+@settings(deadline=None, derandomize=True)
+@given(rows=st.integers(1, 2 * N_ROWS))
+def test_ranges_of_any_length_are_the_whole_cut_into_pieces(drawn_cache, rows):
+    store = EmbeddingStore.open(drawn_cache)
+    for kind in DIMS:
+        whole, ranges = store.read(kind), list(store.ranges(kind, rows))
+        lengths = [len(found.ids) for found in ranges]
+        assert set(lengths[:-1]) <= {rows}
+        assert 0 < lengths[-1] <= rows
+        assert [id_ for found in ranges for id_ in found.ids] == whole.ids
+        for name in ("vectors", "status", "source_digest"):
+            np.testing.assert_array_equal(np.concatenate([getattr(r, name) for r in ranges]), getattr(whole, name))
+
+
+def test_no_more_shards_are_read_ahead_than_a_range_needs(tmp_path, monkeypatch):
+    draw_cache(tmp_path, rows_per_shard=1)
+    read = []
+    monkeypatch.setattr(EmbeddingStore, "shard", lambda self, planned: read.append(planned) or SHARD(self, planned))
+    ranges = EmbeddingStore.open(tmp_path).ranges("image", 2)
+    next(ranges)
+    assert len(read) <= 2 + 2 + READ_THREADS
+    ranges.close()
+    assert len(read) <= 2 + 2 + READ_THREADS
+
+
+def test_a_damaged_shard_ends_the_ranges_where_it_stands(cache):
+    spoiled = EmbeddingStore.open(cache).plan.of_kind("text")[1]
+    path = cache / spoiled.file
+    path.write_bytes(path.read_bytes()[:-1])
+    ranges = EmbeddingStore.open(cache).ranges("text", 8)
+    assert len(next(ranges).ids) == 8
+    with pytest.raises(CacheError, match="damaged"):
+        next(ranges)

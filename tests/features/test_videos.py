@@ -363,10 +363,14 @@ def test_a_link_may_stay_inside_the_dataset_but_not_leave_it(read, tmp_path, tmp
     assert [videos.thumbnail(row) for row in range(4)] == expected
 
 
-def test_a_folder_that_is_a_link_out_of_the_dataset_is_outside(read, tmp_path, tmp_path_factory):
-    outside = drawn(tmp_path_factory.mktemp("outside"), "a.jpg")
-    (tmp_path / "train_val").symlink_to(outside, target_is_directory=True)
-    assert with_ids(read, "a").thumbnail(0) is Status.OUTSIDE_ROOT
+def test_the_folder_of_the_split_may_be_a_link_to_another_place_but_nothing_beyond_it(read, tmp_path, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    drawn(elsewhere / "thumbnails", "a.jpg")
+    drawn(elsewhere, "secret.jpg")
+    (elsewhere / "thumbnails" / "b.jpg").symlink_to(elsewhere / "secret.jpg")
+    (tmp_path / "train_val").symlink_to(elsewhere / "thumbnails", target_is_directory=True)
+    videos = with_ids(read, "a", "b")
+    assert [videos.thumbnail(row) for row in range(2)] == [tmp_path / "train_val" / "a.jpg", Status.OUTSIDE_ROOT]
 
 
 def test_the_dataset_itself_may_be_reached_through_a_link(read, tmp_path):

@@ -119,6 +119,23 @@ def test_the_nested_score_never_fits_weights_on_the_fold_it_scores(monkeypatch):
     assert seen == expected
 
 
+def test_no_later_fold_weighs_an_earlier_one_where_folds_follow_each_other_in_time(monkeypatch):
+    oof, log_views = draw_models(60, [1.0, 2.0])
+    fold_of = np.repeat(np.arange(-1, 2, dtype=np.int32), 20)
+    seen = []
+
+    def spy(oof_rows, log_views_rows):
+        seen.append(log_views_rows.tolist())
+        return stack_weights(oof_rows, log_views_rows)
+
+    monkeypatch.setattr(ensemble, "stack_weights", spy)
+    score = nested_msle(oof, log_views, fold_of, expanding=True)
+    assert seen == [log_views[fold_of == 0].tolist()]
+    later = stack_weights(oof[:, fold_of == 0], log_views[fold_of == 0])
+    predicted = np.append(oof[:, fold_of == 0].mean(axis=0), later @ oof[:, fold_of == 1])
+    assert score == pytest.approx(np.mean((predicted - log_views[20:]) ** 2))
+
+
 def test_many_noisy_models_on_few_rows_look_good_in_sample_only():
     oof, log_views = draw_models(150, [2.0] * 100)
     fold_of = np.arange(150, dtype=np.int32) % 3

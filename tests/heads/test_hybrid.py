@@ -8,6 +8,7 @@ import torch
 
 from heads import hybrid
 from heads.config import HeadsConfig
+from heads.cross_fitting import cross_fitted
 from heads.errors import UnfitDataError
 from heads.fitted import FittedHeads, Head
 from heads.folds import FoldPlan
@@ -16,6 +17,8 @@ from heads.inputs import Block, Category, Inputs
 from heads.linear import fit_linear
 from heads.members import EpochRecord, Training
 from heads.metrics import msle
+from heads.ridge import Problem
+from heads.targets import Target
 
 CONFIG = HeadsConfig(head="hybrid", epochs=10, lr=1e-2, hidden_dim=64, batch_size=64, seed=3, search=False)
 
@@ -224,3 +227,118 @@ def test_the_same_seed_gives_the_same_bytes_and_another_one_does_not(gappy):
 def test_training_that_diverges_is_refused(gappy):
     with pytest.raises(UnfitDataError, match="must stay finite"):
         fit_hybrid(gappy.inputs, gappy.log_views, PLAN, replace(CONFIG, lr=1e30))
+
+
+def test_every_seed_of_a_fold_has_networks_of_its_own_on_one_linear_head(complete):
+    training = fit_hybrid(complete.inputs, complete.log_views, PLAN, replace(CONFIG, epochs=2, seeds=2))
+    assert [(member.fold, member.seed) for member in training.members] == [(f, s) for f in range(3) for s in (3, 4)]
+    assert training.seeds == [3, 4]
+    for one, other in training.of_folds:
+        linear, network = one.final.heads["image"].branches
+        linear_too, network_too = other.final.heads["image"].branches
+        straight, straight_too = (b.weights[0][:, 0] for b in (linear, linear_too))
+        np.testing.assert_allclose(straight / straight[0], straight_too / straight_too[0], rtol=1e-4)
+        assert not np.allclose(network.weights[0], network_too.weights[0])
+
+
+def test_logged_weights_are_those_of_the_whole_model(complete):
+    """Without gaps and with fewer rows than the sample, the weights of the last epoch are those of its heads."""
+    still = fit_hybrid(complete.inputs, complete.log_views, PLAN, replace(CONFIG, epochs=1, lr=1e-12))
+    for member in still.members:
+        logged = np.array([*member.history[-1].weights.values()])
+        np.testing.assert_allclose(logged, member.final.weights, atol=1e-4)
+        assert np.ptp(logged) > 0.03
+
+
+def bases(inputs: Inputs, log_views: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Training rows of fold 2, and their log views as the linear head and the start of its networks have them."""
+    problem = Problem(inputs, log_views, PLAN, np.ones(300), 3)
+    linear = fit_linear(inputs, log_views, PLAN, seed=3, search=False)
+    start = hybrid._start(problem, linear.members[2], linear.facts, CONFIG)
+    np.testing.assert_allclose(
+        start.base[PLAN.val_rows(2)], linear.members[2].final.predict(inputs)[PLAN.val_rows(2)], atol=1e-9
+    )
+    rows = PLAN.train_rows(2)
+    return rows, linear.members[2].final.predict(inputs)[rows], start.base[rows]
+
+
+def test_where_there_are_more_columns_than_rows_networks_learn_from_rows_that_the_linear_head_has_not_seen(complete):
+    """400 columns on 120 rows, of which one matters much: the head knows its own rows far better than others."""
+    rng = np.random.default_rng(0)
+    wide = Block.embedding("image", rng.normal(size=(300, 400)), np.ones(300, dtype=bool))
+    inputs = Inputs((wide, complete.inputs.blocks[1]))
+    log_views = 8 + 30 * wide.values[:, 0] + 0.3 * rng.normal(size=300)
+    rows, seen, unseen = bases(inputs, log_views)
+    problem = Problem(inputs, log_views, PLAN, np.ones(300), 3)
+    facts = fit_linear(inputs, log_views, PLAN, seed=3, search=False).facts
+    np.testing.assert_array_equal(
+        unseen, cross_fitted(problem, 2, facts["penalty"][2], facts["scales"][2], Target("log1p"))
+    )
+    assert msle(log_views[rows], seen) < 0.7 * msle(log_views[rows], unseen)
+
+
+def test_where_there_are_fewer_columns_than_rows_they_learn_from_what_it_leaves_over_of_its_own(complete):
+    _, seen, base = bases(complete.inputs, complete.log_views)
+    np.testing.assert_allclose(base, seen, atol=1e-9)
+
+
+def test_a_joint_network_finds_what_no_modality_has_alone(crossed):
+    _, without, joint = crossed
+    msle_of = [np.average([m.final_msle for m in t.members], weights=PLAN.sizes) for t in (without, joint)]
+    assert msle_of[1] < 0.7 * msle_of[0]
+    assert [member.final_msle for member in without.members] == joint.facts["additive_msle"]
+    for member in joint.members:
+        assert member.final.modalities == ("image", "age", "joint")
+        assert not member.final.additive
+        assert member.final.weights[2] > 0.2
+        assert member.final.weights.sum() == pytest.approx(1)
+        assert {len(record.weights) for record in member.history[-CONFIG.epochs :]} == {3}
+    assert all(member.final.additive for member in without.members)
+
+
+def test_with_a_joint_term_contributions_still_add_up_and_what_was_validated_is_what_is_predicted(crossed):
+    world, _, joint = crossed
+    for member in joint.members:
+        rows = PLAN.val_rows(member.fold)
+        for heads, expected in ((member.best, member.best_msle), (member.final, member.final_msle)):
+            contributions = heads.contributions(world.inputs)
+            np.testing.assert_allclose(
+                heads.baseline + contributions.sum(axis=0), heads.predict(world.inputs), atol=1e-9
+            )
+            predicted = heads.predict(world.inputs.take(rows))
+            assert msle(world.log_views[rows], predicted) == pytest.approx(expected, rel=1e-5)
+        epochs = [record.epoch for record in member.history]
+        assert epochs == list(range(1, 2 * (len(epochs) // 2) + 1))
+        recorded = [record.msle for record in member.history]
+        assert member.best_msle <= min(recorded) * (1 + 1e-5)
+        last = member.history[len(epochs) // 2 - 1 + joint.facts["joint_final_epoch"][member.fold]]
+        if joint.facts["joint_final_epoch"][member.fold]:
+            assert last.msle == pytest.approx(member.final_msle, rel=1e-5)
+
+
+def test_a_member_with_a_joint_term_survives_being_written_down(crossed):
+    world, _, joint = crossed
+    heads = joint.members[1].final
+    again = FittedHeads.from_arrays(heads.to_arrays(), heads.to_metadata())
+    np.testing.assert_array_equal(again.predict(world.inputs), heads.predict(world.inputs))
+    assert not again.additive
+
+
+def test_a_joint_network_of_one_modality_is_refused(complete):
+    alone = Inputs(complete.inputs.blocks[:1])
+    with pytest.raises(UnfitDataError, match="there is only image"):
+        fit_hybrid(alone, complete.log_views, PLAN, replace(CONFIG, joint=True))
+
+
+@pytest.fixture(scope="module")
+def crossed() -> tuple[World, Training[FittedHeads], Training[FittedHeads]]:
+    """Views that grow with the product of image and age, which is nothing to either alone; without and with joint."""
+    rng = np.random.default_rng(2)
+    block = Block.embedding("image", rng.normal(size=(300, 3)), np.ones(300, dtype=bool))
+    years = rng.uniform(-1, 1, 300)
+    world = World(
+        Inputs((block, Block.scalar("age", years))), 8 + 6 * block.values[:, 0] * years + 0.1 * rng.normal(size=300)
+    )
+    config = replace(CONFIG, epochs=15)
+    fits = [fit_hybrid(world.inputs, world.log_views, PLAN, replace(config, joint=joint)) for joint in (False, True)]
+    return (world, *fits)

@@ -9,9 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from heads.config import HeadsConfig
 from heads.fitted import Branch, Head
 from heads.inputs import Block
 from heads.mlp import Dropout, StackedHead, StackedHeads, draw_branch
+from heads.optimiser import adamw
 from heads.readers import AsIs, CategoryMeans, Knots
 
 drawn_worlds = settings(max_examples=10, deadline=None, derandomize=True)
@@ -224,7 +226,7 @@ def test_only_matrices_and_embeddings_decay():
     before = {name: parameter.detach().clone() for name, parameter in stack.named_parameters()}
     for parameter in stack.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    torch.optim.AdamW(stack.parameter_groups(weight_decay=0.5), lr=0.1).step()
+    adamw(stack.decaying, stack.others, [HeadsConfig(lr=0.1, weight_decay=0.5)]).step()
     kept = {name for name, parameter in stack.named_parameters() if torch.equal(parameter, before[name])}
     shrunk = {
         name
@@ -240,7 +242,7 @@ def test_only_matrices_and_embeddings_decay():
 def test_every_parameter_is_trained():
     rng = np.random.default_rng(0)
     stack = StackedHeads(draw_members(rng, draw_blocks(rng)))
-    trained = [id(parameter) for group in stack.parameter_groups(0.1) for parameter in group["params"]]
+    trained = [id(parameter) for parameter in [*stack.decaying, *stack.others]]
     assert sorted(trained) == sorted(id(parameter) for parameter in stack.parameters())
 
 
@@ -263,14 +265,14 @@ def test_embeddings_that_pad_those_of_a_member_stay_zero_while_it_trains():
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
 def test_dropout_zeroes_its_share_of_the_units_and_scales_the_others_up(rate):
     hidden = torch.full((1, 400, 250), 3.0)
-    dropped = Dropout(rate, [5], CPU)(hidden, [400]).numpy()
+    dropped = Dropout([rate], [5], CPU)(hidden, [400]).numpy()
     share = (dropped == 0).mean()
     assert abs(share - rate) < 5 * np.sqrt(rate * (1 - rate) / dropped.size)
     np.testing.assert_allclose(dropped[dropped != 0], 3.0 / (1 - rate), rtol=1e-6)
 
 
 def test_each_unit_is_dropped_whatever_happens_to_the_others():
-    keep = Dropout(0.3, [5], CPU)(torch.ones(1, 4000, 10), [4000])[0].numpy() > 0
+    keep = Dropout([0.3], [5], CPU)(torch.ones(1, 4000, 10), [4000])[0].numpy() > 0
     assert np.abs(keep.mean(axis=0) - 0.7).max() < 5 * np.sqrt(0.21 / 4000)
     together = np.corrcoef(np.concatenate([keep[:-1].T, keep[1:].T]))  # units of one row, and of the row after it
     assert np.abs(together - np.eye(20)).max() < 5 / np.sqrt(4000)
@@ -278,12 +280,12 @@ def test_each_unit_is_dropped_whatever_happens_to_the_others():
 
 def test_a_rate_of_zero_drops_nothing():
     hidden = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(Dropout(0.0, [1, 2], CPU)(hidden, [5, 4]), hidden)
+    assert torch.equal(Dropout([0.0] * 2, [1, 2], CPU)(hidden, [5, 4]), hidden)
 
 
 def test_masks_follow_from_the_seed_and_differ_from_call_to_call():
     hidden = torch.ones(1, 20, 16)
-    one, same, other = (Dropout(0.5, [seed], CPU) for seed in (1, 1, 2))
+    one, same, other = (Dropout([0.5], [seed], CPU) for seed in (1, 1, 2))
     first, second = one(hidden, [20]), one(hidden, [20])
     assert torch.equal(same(hidden, [20]), first)
     assert torch.equal(same(hidden, [20]), second)
@@ -296,8 +298,8 @@ def test_masks_follow_from_the_seed_and_differ_from_call_to_call():
 def test_a_members_masks_do_not_depend_on_its_companions(companions, n_units):
     seeds_and_counts = [*companions, (77, 5)]
     n_rows = max(count for _, count in seeds_and_counts)
-    pack = Dropout(0.5, [seed for seed, _ in seeds_and_counts], CPU)
-    alone = Dropout(0.5, [77], CPU)
+    pack = Dropout([0.5] * len(seeds_and_counts), [seed for seed, _ in seeds_and_counts], CPU)
+    alone = Dropout([0.5], [77], CPU)
     for _ in range(3):
         packed = pack(torch.ones(len(seeds_and_counts), n_rows, n_units), [count for _, count in seeds_and_counts])
         assert torch.equal(packed[-1, :5], alone(torch.ones(1, 5, n_units), [5])[0])

@@ -13,7 +13,7 @@ from heads.fitted import Branch, Head
 from heads.folds import FoldPlan
 from heads.inputs import Block, Inputs
 from heads.mlp import RawMember
-from heads.pack import DeviceInputs, Pack, Start
+from heads.pack import DeviceInputs, Entry, Pack, Start
 from heads.readers import fit_readers
 from heads.targets import Standardisation
 
@@ -44,7 +44,8 @@ UNEVEN = plan_of(*(np.arange(240) - 40).clip(0) % 3)
 
 
 def make_pack(world, plan, config, *, folds=(0, 1, 2)) -> Pack:
-    return Pack(DeviceInputs(world.inputs, torch.device("cpu")), world.log_views, plan, list(folds), config)
+    entries = [Entry(fold, config) for fold in folds]
+    return Pack(DeviceInputs(world.inputs, torch.device("cpu")), world.log_views, plan, entries)
 
 
 def first_rows(world, n_videos: int):
@@ -158,7 +159,7 @@ def shown_batches(pack: Pack) -> list[np.ndarray]:
 def numbered_pack(n_videos: int, config) -> Pack:
     plan = plan_of(*np.arange(n_videos) % 3)
     data = DeviceInputs(numbered(n_videos), torch.device("cpu"))
-    return Pack(data, np.arange(n_videos, dtype=np.float64), plan, [1], config)
+    return Pack(data, np.arange(n_videos, dtype=np.float64), plan, [Entry(1, config)])
 
 
 @given(n_videos=st.integers(5, 40), batch_size=st.integers(1, 30), seed=st.integers(0, 99))
@@ -216,7 +217,8 @@ def test_a_member_with_a_start_gives_nothing_at_first_and_learns_what_its_base_l
         for fold in range(3)
     }
     data = DeviceInputs(inputs, torch.device("cpu"))
-    pack = Pack(data, log_views, plan, [0, 1, 2], replace(config, lr=STILL), starts=starts)
+    still = replace(config, lr=STILL)
+    pack = Pack(data, log_views, plan, [Entry(fold, still, start) for fold, start in starts.items()])
     assert not np.any(pack.outputs([np.arange(240)] * 3))
     rows_of = [plan.train_rows(fold) for fold in range(3)]
     left = [(log_views - starts[fold].base)[rows] / log_views[rows].std() for fold, rows in enumerate(rows_of)]

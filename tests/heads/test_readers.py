@@ -194,16 +194,17 @@ def test_there_are_fewer_components_than_rows_and_than_words():
     assert components(tf_idf, 2, seed=0).shape == (9, 2)
 
 
-def test_a_projection_is_centred_on_the_training_rows_that_are_present_and_zero_where_absent():
+def test_latent_words_are_the_direction_of_a_text_among_the_components_of_the_training_rows():
     inputs = draw_inputs()
     block = inputs.block("words")
-    projection = fitted(inputs, np.zeros(60), n_components=4).readers["words"]
-    read = projection.read(block)
-    here = TRAIN[block.present[TRAIN]]
+    latent = fitted(inputs, np.zeros(60), n_components=4).readers["words"]
+    read, projected = latent.read(block), latent.words.read(block) @ latent.components
     assert read.shape == (60, 4)
-    np.testing.assert_allclose(read[here].mean(axis=0), 0, atol=1e-6)
-    assert not read[~block.present].any()
-    assert read[block.present].any(axis=1).all()
+    known = np.abs(projected).max(axis=1) > 0
+    np.testing.assert_allclose(np.linalg.norm(read[known], axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(read * np.linalg.norm(projected, axis=1, keepdims=True), projected, atol=1e-6)
+    assert not read[~known].any()
+    assert known[block.present].mean() > 0.9
 
 
 def test_a_projection_subtracts_the_mean_before_it_turns_the_columns():
@@ -219,10 +220,15 @@ def every_reader() -> dict[str, tuple]:
     turned = np.random.default_rng(0).normal(size=(5, 2)).astype(np.float32)
     found = {reader.kind: (reader, inputs.block(name)) for name, reader in [*plain.items(), *projected.items()]}
     image = inputs.block("image")
-    return found | {"projected_as_is": (Projection(AsIs(5), image.values.mean(axis=0), turned), image)}
+    words, text = plain["words"], inputs.block("words")
+    turned_words = np.random.default_rng(1).normal(size=(words.width, 2)).astype(np.float32)
+    return found | {
+        "projected_as_is": (Projection(AsIs(5), image.values.mean(axis=0), turned), image),
+        "projected_tf_idf": (Projection(words, np.zeros(words.width, np.float32), turned_words), text),
+    }
 
 
-KINDS = ("as_is", "knots", "category_means", "tf_idf", "projected_as_is", "projected_tf_idf")
+KINDS = ("as_is", "knots", "category_means", "tf_idf", "latent_tf_idf", "projected_as_is", "projected_tf_idf")
 
 
 def test_all_kinds_of_readers_are_written_down_here():
@@ -264,7 +270,9 @@ def test_a_block_of_another_form_is_refused_with_the_name_of_its_modality(kind):
         replace(category([1, 2]), modality="odd"),
         Words(modality="odd", counts=csr_matrix(np.eye(2, 99, dtype=np.float32)), present=np.ones(2, dtype=bool)),
     ]
-    own_form = {"category_means": Category, "tf_idf": Words, "projected_tf_idf": Words}.get(kind)
+    own_form = {"category_means": Category, "tf_idf": Words, "latent_tf_idf": Words, "projected_tf_idf": Words}.get(
+        kind
+    )
     for block in strangers:
         if not isinstance(block, own_form or ()):
             with pytest.raises((ValueError, TypeError), match="the odd head reads"):

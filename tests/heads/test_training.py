@@ -6,16 +6,17 @@ import numpy as np
 import pytest
 import torch
 
+from heads.courses import run_courses
 from heads.errors import UnfitDataError
 from heads.fitted import FittedHeads
 from heads.folds import FoldPlan
 from heads.inputs import Inputs
 from heads.members import TrainedMember
 from heads.metrics import mae, msle, rmse
-from heads.pack import Start
+from heads.pack import Entry, Start
 from heads.readers import FoldReaders, fit_readers
 from heads.targets import Target
-from heads.training import run_courses, train_members
+from heads.training import train_members
 
 
 def plan_of(*folds: int) -> FoldPlan:
@@ -265,7 +266,8 @@ def test_members_with_a_start_begin_at_exactly_its_base_and_keep_every_moment(ga
         columns = {block.modality: readers[block.modality].read(block) for block in inputs.blocks}
         base = log_views + fold + 2 * inputs.block("image").values[:, 0]
         starts[fold] = Start(base=base, fitted=FoldReaders(readers, columns))
-    courses = run_courses(inputs, log_views, THIRDS, small_config, packed=True, starts=starts)
+    entries = [Entry(fold, small_config, start) for fold, start in starts.items()]
+    courses = run_courses(inputs, log_views, THIRDS, entries, packed=True)
     for fold, course in enumerate(courses):
         rows, first = THIRDS.val_rows(fold), course.moments[0]
         assert [moment.record.epoch for moment in course.moments] == list(range(13))
@@ -326,3 +328,70 @@ def test_arrays_of_different_videos_are_refused(world, quick, n_targets, n_plann
     plan = plan_of(*np.arange(n_planned) % 3)
     with pytest.raises(ValueError, match=f"given 240, {n_targets} and {n_planned} rows"):
         train_members(world.inputs, world.log_views[:n_targets], plan, quick)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_member_of_another_seed_is_the_one_that_this_seed_trains_alone(gappy_world, quick, packed):
+    inputs, log_views = gappy_world.inputs, gappy_world.log_views
+    both = train_members(inputs, log_views, THIRDS, replace(quick, seeds=2), packed=packed)
+    assert [(member.fold, member.seed) for member in both] == [(fold, seed) for fold in range(3) for seed in (3, 4)]
+    alone = train_members(inputs, log_views, THIRDS, replace(quick, seed=4), packed=False)
+    for ours, theirs in zip(both[1::2], alone, strict=True):
+        if packed:
+            assert_close(ours.final, theirs.final, tolerance=1e-4)
+        else:
+            assert kept(ours) == kept(theirs)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_member_stops_when_it_has_not_improved_for_as_long_as_its_patience(world, small_config, packed):
+    """Trained on noise, so that the lowest validation error comes early, and at another epoch in each fold."""
+    noise = np.random.default_rng(0).normal(8.0, 2.0, size=240)
+    config = replace(small_config, dropout=0.0)
+    seen = []
+    whole = train_members(world.inputs, noise, THIRDS, config, packed=packed)
+    stopped = train_members(
+        world.inputs, noise, THIRDS, replace(config, patience=2), packed=packed, on_epoch=seen.append
+    )
+    lengths = [len(member.history) for member in stopped]
+    assert min(lengths) < 12
+    for ours, theirs in zip(stopped, whole, strict=True):
+        errors = [record.msle for record in theirs.history]
+        since = [epoch - int(np.argmin(errors[: epoch + 1])) for epoch in range(12)]
+        assert len(ours.history) == next((epoch + 1 for epoch in range(12) if since[epoch] == 2), 12)
+        assert [replace(r, seconds=0.0) for r in ours.history] == [
+            replace(r, seconds=0.0) for r in theirs.history[: len(ours.history)]
+        ]
+        assert ours.final_msle == pytest.approx(ours.history[-1].msle, rel=1e-5)
+        assert ours.best_msle == pytest.approx(min(record.msle for record in ours.history), rel=1e-5)
+    assert len(seen) == sum(lengths)
+
+
+def test_a_fold_that_stops_alone_is_the_fold_that_stops_in_a_pack(world, small_config):
+    noise = np.random.default_rng(0).normal(8.0, 2.0, size=240)
+    config = replace(small_config, dropout=0.0, patience=1, epochs=4)
+    packed, alone = (train_members(world.inputs, noise, THIRDS, config, packed=packed) for packed in (True, False))
+    for one, other in zip(packed, alone, strict=True):
+        assert len(one.history) == len(other.history)
+        assert_close(one.final, other.final, tolerance=1e-3)
+        assert_close(one.best, other.best, tolerance=1e-3)
+
+
+def test_the_mean_of_members_predicts_their_mean(gappy_world, quick):
+    members = train_members(gappy_world.inputs, gappy_world.log_views, THIRDS, replace(quick, seeds=3))[:3]
+    first, *others = (member.final for member in members)
+    mean = first.averaged_with(others)
+    inputs = gappy_world.inputs
+    expected = np.mean([heads.predict(inputs) for heads in (first, *others)], axis=0)
+    np.testing.assert_allclose(mean.predict(inputs), expected, atol=1e-5)
+    contributions = np.mean([heads.contributions(inputs) for heads in (first, *others)], axis=0)
+    np.testing.assert_allclose(mean.contributions(inputs), contributions, atol=1e-5)
+    np.testing.assert_allclose(mean.weights, np.mean([heads.weights for heads in (first, *others)], axis=0))
+    again = FittedHeads.from_arrays(mean.to_arrays(), mean.to_metadata())
+    np.testing.assert_array_equal(again.predict(inputs), mean.predict(inputs))
+
+
+def test_members_of_different_folds_have_no_mean(world, quick):
+    one, other, _ = train_members(world.inputs, world.log_views, THIRDS, replace(quick, epochs=1))
+    with pytest.raises(ValueError, match="same fold"):
+        one.final.averaged_with([other.final])

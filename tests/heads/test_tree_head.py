@@ -138,7 +138,7 @@ def test_amounts_are_read_without_knots_and_words_through_components(model):
         "image": ("projected_as_is", 4),
         "age": ("as_is", 2),
         "channel": ("category_means", 2),
-        "words": ("projected_tf_idf", 4),
+        "words": ("latent_tf_idf", 4),
     }
 
 
@@ -263,3 +263,25 @@ def test_metadata_that_do_not_fit_the_arrays_are_refused(change, model, monkeypa
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises((ValueError, KeyError)):
         TreeModel.from_arrays(model.to_arrays(), model.to_metadata() | change)
+
+
+def test_trees_of_several_seeds_read_the_same_columns_and_have_a_mean(inputs, log_views):
+    training = fit_trees(inputs, log_views, PLAN, replace(CONFIG, seeds=2))
+    assert [(member.fold, member.seed) for member in training.members] == [(f, s) for f in range(3) for s in (3, 4)]
+    one, other = (member.final for member in training.of_folds[1])
+    mean = one.averaged_with([other])
+    predictions = [model.predict(inputs) for model in (one, other)]
+    assert np.abs(predictions[0] - predictions[1]).max() > 0.01
+    np.testing.assert_allclose(mean.predict(inputs), np.mean(predictions, axis=0), atol=1e-9)
+    contributions = [model.contributions(inputs) for model in (one, other)]
+    np.testing.assert_allclose(mean.contributions(inputs), np.mean(contributions, axis=0), atol=1e-9)
+    assert mean.baseline == pytest.approx((one.baseline + other.baseline) / 2)
+    assert not mean.additive
+    alone = fit_trees(inputs, log_views, PLAN, CONFIG).members[1].final
+    assert bytes_of(alone) == bytes_of(one)
+
+
+def test_trees_of_different_folds_have_no_mean(training):
+    one, other, _ = (member.final for member in training.members)
+    with pytest.raises(ValueError, match="same fold"):
+        one.averaged_with([other])

@@ -98,6 +98,7 @@ def test_the_facts_of_a_checkpoint_come_back_as_they_were(tmp_path):
         "moment": "final",
         "encoders": {"ViT-L-14": "a" * 64, "": "", "😱": "\\"},
         "reference_date": "NaT",
+        "seed": 10**6,
     }
     write_checkpoint(tmp_path / "x.safetensors", replace(CHECKPOINT, **changes))
     assert facts(read_checkpoint(tmp_path / "x.safetensors")) == changes

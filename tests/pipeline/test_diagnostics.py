@@ -1,7 +1,7 @@
 """What is told beside a score: the head under harder splits, and where the errors are."""
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +9,10 @@ import pytest
 
 from features.config import DatasetConfig
 from features.videos import VideoTable, read_videos
+from heads.diagnostics import adversarial_auc
 from heads.folds import FoldPlan, from_table, kfold
 from heads.inputs import Block, Inputs
+from pipeline import diagnostics
 from pipeline.config import TrainHeadsConfig
 from pipeline.diagnostics import diagnose, error_by, split_scores, told
 from pipeline.scores import OutOfFold
@@ -151,3 +153,35 @@ def test_six_channels_are_told_at_most():
     lines = told(ERRORS | {"error_by_channel": many})
     assert [line.split()[0] for line in lines[-6:]] == ["c0", "c1", "c2", "c3", "c4", "c5"]
     assert lines[-7].startswith("error by channel")
+
+
+@dataclass(frozen=True, eq=False)
+class OnDisk:
+    """Chunks that give some rows at most, and remember which."""
+
+    whole: Inputs
+    taken: list
+
+    @property
+    def outline(self):
+        return self.whole
+
+    def __iter__(self):
+        return iter(self.whole)
+
+    def take(self, rows):
+        self.taken.append(rows)
+        return self.whole.take(rows)
+
+
+def test_vectors_that_are_not_in_memory_are_told_apart_by_some_of_their_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(diagnostics, "AUC_ROWS", 40)
+    videos, inputs, oof = draw_world(tmp_path)
+    test = Inputs((Block.embedding("image", np.random.default_rng(1).normal(size=(30, 10)), np.ones(30, bool)),))
+    train, others = OnDisk(inputs, []), OnDisk(test, [])
+    found = diagnose(CONFIG, videos, train, others, oof)
+    (rows,), (all_rows,) = train.taken, others.taken
+    assert (len(rows), rows[0], rows[-1]) == (40, 0, N_VIDEOS - 1)
+    assert all_rows.tolist() == list(range(30))
+    assert found["test_against_train_auc"] == adversarial_auc(inputs.take(rows), test, CONFIG.seed)
+    assert found["linear_msle_by_split"] == diagnose(CONFIG, videos, inputs, None, oof)["linear_msle_by_split"]

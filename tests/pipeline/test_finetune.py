@@ -310,6 +310,17 @@ def _source(facts):
     return Source(**facts)
 
 
+def test_predicting_other_videos_names_the_run_that_can(tuned_job):
+    result = vp("predict", "--run", "clip_multimodal_finetuned", "--title", "A cake")
+    assert result.exit_code == 2
+    assert "predict with clip_multimodal, which it was made from" in result.output
+
+
+def test_runs_are_compared_and_reported(tuned_job):
+    assert vp("compare", "clip_multimodal", "clip_multimodal_finetuned").exit_code == 0
+    assert vp("report", "--run", "clip_multimodal_finetuned").exit_code == 0
+
+
 def test_other_test_videos_are_refused(tuned_job):
     path = Path("dataset/test.csv")
     path.write_text(path.read_text().replace(" the ", " a ", 1).replace(",20", ", 20", 1))

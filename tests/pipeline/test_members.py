@@ -12,7 +12,14 @@ from features.config import DatasetConfig
 from features.errors import CacheError, UsageError
 from features.store import EmbeddingStore
 from features.videos import read_videos
-from pipeline.members import fold_members, fold_weights, given_weights, run_members, stacked_weights
+from pipeline.members import (
+    fold_members,
+    fold_weights,
+    given_weights,
+    run_members,
+    stacked_weights,
+    unfitted_scores,
+)
 from pipeline.runs import Run, building, open_run, seal
 from pipeline.workspace import Workspace
 
@@ -26,8 +33,16 @@ class Line:
     def __init__(self, at_birth, per_year):
         self.at_birth, self.per_year = at_birth, per_year
 
+    modalities = ("age",)
+    weights = raw_weights = standardisation = baseline = None  # a member has these as well
+    to_arrays = to_metadata = averaged_with = dict
+    additive = True
+
     def predict(self, inputs):
-        return self.at_birth + self.per_year * inputs.block("age").values[:, 0].astype(np.float64)
+        return self.at_birth + self.contributions(inputs)[0]
+
+    def contributions(self, inputs):
+        return self.per_year * inputs.block("age").values[:, :1].astype(np.float64).T
 
 
 @pytest.fixture
@@ -194,12 +209,12 @@ def test_runs_get_the_weights_that_fit_the_truth_best_out_of_fold(workspace):
     runs = [make_run(workspace, name, oof(rows)) for name, rows in (("one", one), ("other", other))]
     weights, scores = stacked_weights(runs, "best")
     np.testing.assert_allclose(weights, [0.25, 0.75], atol=1e-8)
-    assert scores["oof_msle_in_sample"] == pytest.approx(0, abs=1e-12)
-    assert scores["oof_msle_nested"] == pytest.approx(0, abs=1e-12)
+    assert scores["msle_together"] == pytest.approx(0, abs=1e-12)
+    assert scores["msle_nested"] == pytest.approx(0, abs=1e-12)
     errors = {
         name: np.mean([(row[3] - row[2]) ** 2 for row in rows]) for name, rows in (("one", one), ("other", other))
     }
-    assert scores["oof_msle_of_each"] == pytest.approx(errors)
+    assert scores["msle_of_each"] == pytest.approx(errors)
 
 
 def test_the_last_epoch_is_fitted_on_its_own_predictions(workspace):
@@ -218,7 +233,7 @@ def test_rows_that_no_fold_validated_do_not_count(workspace):
     expected, scores = stacked_weights(clean, "best")
     weights, same = stacked_weights(gappy, "best")
     np.testing.assert_array_equal(weights, expected)
-    assert same["oof_msle_nested"] == scores["oof_msle_nested"]
+    assert same["msle_nested"] == scores["msle_nested"]
 
 
 @pytest.mark.parametrize(("n_videos", "too_few"), [(99, True), (100, False)])
@@ -227,29 +242,82 @@ def test_fifty_rows_per_run_are_enough(workspace, n_videos, too_few):
     assert stacked_weights(runs, "best")[1]["too_few_rows"] is too_few
 
 
+def test_rows_in_another_order_are_the_same_rows(workspace):
+    one, other = draw_oof(3)
+    runs = [make_run(workspace, "one", oof(one)), make_run(workspace, "turned", oof(other[::-1]))]
+    np.testing.assert_allclose(stacked_weights(runs, "best")[0], [0.25, 0.75], atol=1e-8)
+
+
+def noisy_runs(workspace, expanding):
+    """Two runs in three folds that follow each other; the first is right early, the second late."""
+    rng = np.random.default_rng(4)
+    truth, noise = rng.normal(9, 2, 90), rng.normal(size=(2, 90))
+    fold_of = np.repeat([0, 1, 2], 30)
+    scale = np.array([[0.2, 1.0, 3.0], [3.0, 1.0, 0.2]])[:, fold_of]
+    folds = {"n": 3, "expanding": expanding}
+    return [
+        make_run(workspace, f"{name}-{expanding}", oof(_rows(fold_of, truth, own)), folds=folds)
+        for name, own in zip(("early", "late"), truth + scale * noise, strict=True)
+    ]
+
+
+def _rows(fold_of, truth, predicted):
+    return [(f"v{row}", fold_of[row], truth[row], predicted[row], predicted[row]) for row in range(len(truth))]
+
+
+def test_under_a_split_by_time_the_nested_score_never_looks_ahead(workspace):
+    in_order, at_random = (stacked_weights(noisy_runs(workspace, expanding), "best")[1] for expanding in (True, False))
+    assert (in_order["nested_on"], at_random["nested_on"]) == ("earlier folds", "the other folds")
+    assert in_order["msle_nested"] != at_random["msle_nested"]
+    assert in_order["msle_together"] == at_random["msle_together"]
+
+
 ROWS = [("NA", 0, 1.0, 1.0, 1.0), ("v", 1, 2.0, 2.0, 2.0), ("x", 1, 3.0, 3.5, 3.0)]
 
 
 @pytest.mark.parametrize(
-    "changed",
+    ("changed", "said"),
     [
-        [("NA", 1, 1.0, 1.0, 1.0), ROWS[1], ROWS[2]],
-        [("null", 0, 1.0, 1.0, 1.0), ROWS[1], ROWS[2]],
-        [ROWS[0], ROWS[2], ROWS[1]],
-        [ROWS[0], ROWS[1]],
+        ([("NA", 1, 1.0, 1.0, 1.0), *ROWS[1:]], "of one and three 1 of 3 rows are in another fold (first: NA)"),
+        ([("null", 0, 1.0, 1.0, 1.0), *ROWS[1:]], "1 videos are only in one (first: NA); 1 videos are only in three"),
+        (ROWS[:2], "1 videos are only in one (first: x); train both"),
+        ([ROWS[0], ("v", 1, 2.5, 2.0, 2.0), ROWS[2]], "1 videos have other views (first: v); train both"),
+        (
+            [ROWS[0], ROWS[1], ("x", -1, 3.0, "", "")],
+            "1 videos have a fold in one run and none in the other (first: x)",
+        ),
     ],
-    ids=["another fold", "another id", "another order", "a row less"],
+    ids=["another fold", "another id", "a row less", "other views", "never validated"],
 )
-def test_runs_that_were_validated_otherwise_are_not_stacked(workspace, changed):
+def test_runs_that_were_validated_otherwise_are_not_stacked(workspace, changed, said):
     runs = [make_run(workspace, "one", oof(ROWS)), make_run(workspace, "two", oof(ROWS))]
     stacked_weights(runs, "best")
     runs.append(make_run(workspace, "three", oof(changed)))
-    with pytest.raises(CacheError, match="runs one and three were not validated on the same rows and folds"):
+    with pytest.raises(CacheError) as told:
         stacked_weights(runs, "best")
+    assert said in str(told.value)
 
 
 def test_ids_that_only_look_alike_are_other_rows(workspace):
     tables = [[(id_, 0, 1.0, 1.0, 1.0), ("12", 1, 2.0, 2.5, 2.0)] for id_ in ("007", "7")]
     runs = [make_run(workspace, f"run{number}", oof(rows)) for number, rows in enumerate(tables)]
-    with pytest.raises(CacheError, match="were not validated on the same rows and folds"):
+    with pytest.raises(CacheError, match=r"1 videos are only in run0 \(first: 007\)"):
         stacked_weights(runs, "best")
+
+
+def test_without_fitted_weights_runs_may_have_other_folds(workspace):
+    one, other = draw_oof(5)
+    other = [(id_, (fold + 1) % 3, *rest) for id_, fold, *rest in other]
+    runs = [make_run(workspace, name, oof(rows)) for name, rows in (("one", one), ("other", other))]
+    truth, first, second = (np.array([row[place] for row in rows]) for rows, place in ((one, 2), (one, 3), (other, 3)))
+    plain = unfitted_scores(runs, "best", "mean", None, "log")
+    assert plain["msle_together"] == pytest.approx(np.mean(((first + second) / 2 - truth) ** 2))
+    given = unfitted_scores(runs, "best", "weighted_mean", np.array([0.25, 0.75]), "log")
+    assert given["msle_together"] == pytest.approx(0, abs=1e-12)
+    assert given["rows"] == 60
+
+
+def test_the_effect_of_a_modality_is_its_mean_contribution_to_the_videos(workspace, videos):
+    run = make_run(workspace, "run")
+    assert fold_members(workspace, run, videos, "best").effects == [{"age": 5 / 3}, {"age": 5.0}]
+    assert run_members(workspace, [run, run], videos, "best", "log").effects == [{"age": pytest.approx(10 / 3)}] * 2

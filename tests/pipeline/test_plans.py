@@ -16,8 +16,9 @@ from features.progress import Silent
 from features.videos import VideoTable, read_videos
 from heads.errors import UnfitDataError
 from heads.folds import FoldPlan, from_table
+from heads.inputs import Block, Inputs
 from pipeline.config import TrainHeadsConfig
-from pipeline.plans import make_plan, read_folds, tell_duplicates
+from pipeline.plans import make_plan, read_folds, tell_duplicates, tell_near_duplicates
 
 N_VIDEOS = 24
 LOG_VIEWS = np.random.default_rng(0).permutation(np.arange(float(N_VIDEOS)))
@@ -247,3 +248,26 @@ def test_equal_videos_within_one_fold_are_no_cause_to_warn(tmp_path):
     thumbnails = np.repeat(np.array([[1], [1], [2], [2]], dtype=np.uint8), 16, axis=1)
     assert tell_duplicates(halves(4), videos, thumbnails, told) == {"title": 0, "thumbnail": 0}
     assert told.warnings == []
+
+
+def test_nearly_equal_vectors_on_both_sides_of_a_fold_are_told_with_what_the_search_cost():
+    values = np.eye(6, dtype=np.float32)
+    values[4] = values[1] + 0.05 * values[5]
+    everywhere = np.ones(6, dtype=bool)
+    blocks = (
+        Block.embedding("image", values, everywhere),
+        Block.embedding("text", np.eye(6), everywhere),
+        Block.scalar("age", np.zeros(6)),
+    )
+    told = Told()
+    found = tell_near_duplicates(halves(6), [f"v{row}" for row in range(6)], Inputs(blocks), told)
+    (warning,) = told.warnings
+    assert warning == (
+        "2 of 6 image vectors are nearly the same as one on the other side of a fold (cosine above 0.97), "
+        "which flatters the score ('v1', 'v4')"
+    )
+    assert (found["image"]["rows"], found["image"]["compared"], found["text"]["rows"]) == (2, 6, 0)
+    assert [(pair["id"], pair["like"]) for pair in found["image"]["closest"]] == [("v1", "v4"), ("v4", "v1")]
+    assert found["cosine_above"] == 0.97
+    assert found["seconds"] >= 0
+    assert "age" not in found

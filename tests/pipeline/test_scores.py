@@ -26,6 +26,7 @@ class Sum:
     per_unit: tuple[float, float]
     weights: np.ndarray = field(default_factory=lambda: np.array([0.5, 0.5]))
     modalities = MODALITIES
+    additive = True
     standardisation = Standardisation(mean=0.0, sd=1.0)
 
     @property
@@ -46,10 +47,14 @@ class Sum:
     def to_metadata(self):
         return {}
 
+    def averaged_with(self, others):
+        raise NotImplementedError
 
-def member(fold: int, best: Sum, final: Sum | None = None) -> TrainedMember:
+
+def member(fold: int, best: Sum, final: Sum | None = None, seed: int | None = None) -> TrainedMember:
     return TrainedMember(
         fold=fold,
+        seed=seed,
         best=best,
         final=final or best,
         best_epoch=fold + 3,
@@ -166,7 +171,8 @@ def test_errors_are_those_of_validated_rows_and_tell_best_from_final():
     assert found["oof_msle"] == found["oof"]["msle"] == pytest.approx((1 + 0 + 9) / 3)
     assert found["oof_msle_final"] == found["oof_final"]["msle"] == pytest.approx((9 + 0 + 9) / 3)
     assert found["oof"]["mae"] == pytest.approx(4 / 3)
-    assert (found["fold_msle"], found["fold_msle_final"]) == ([0.25, 1.25], [0.5, 1.5])
+    assert (found["fold_msle"], found["fold_msle_final"]) == ([1.0, 4.5], [9.0, 4.5])
+    assert "seeds" not in found
 
 
 def test_weights_are_means_over_the_folds_with_their_deviation():
@@ -235,7 +241,8 @@ def test_without_ages_there_are_no_bins():
 
 
 def test_fold_info_has_a_line_per_fold():
-    table = fold_info([member(fold, Sum(0.0, (0.0, 0.0))) for fold in range(2)])
+    training = Training([member(fold, Sum(0.0, (0.0, 0.0))) for fold in range(2)])
+    table = fold_info(training, {"fold_msle": [0.25, 1.25], "fold_msle_final": [0.5, 1.5]})
     assert table.to_csv(index=False, lineterminator="\n") == (
         "fold,train_size,val_size,best_epoch,best_msle,final_msle\n0,2,1,3,0.25,0.5\n1,12,11,4,1.25,1.5\n"
     )
@@ -243,3 +250,25 @@ def test_fold_info_has_a_line_per_fold():
 
 def test_a_distribution_is_that_of_the_whole_table():
     assert distribution(np.array([1.0, 1.0, 4.0])) == {"mean": 2.0, "sd": pytest.approx(np.sqrt(2)), "max": 4.0}
+
+
+def test_where_a_fold_has_several_seeds_their_mean_predicts_and_each_is_told_beside_it():
+    pairs = [(Sum(1.0, (1.0, 0.0)), 7), (Sum(3.0, (3.0, 0.0)), 8)]
+    members = [member(fold, model, seed=seed) for fold in range(2) for model, seed in pairs]
+    training = Training(members)
+    oof = OutOfFold.predict(members, plan_of(0, 1, 1), inputs_of([1.0, 2.0, 3.0], [0.0] * 3), np.array([4.0, 6, 10]))
+    np.testing.assert_array_equal(oof.baseline, [2, 2, 2])
+    np.testing.assert_array_equal(oof.contributions, [[2, 4, 6], [0, 0, 0]])
+    np.testing.assert_array_equal(oof.best, [4, 6, 8])
+    found = metrics(training, oof)
+    assert (found["oof_msle"], found["fold_msle"]) == (pytest.approx(4 / 3), [0, 2])
+    assert found["seeds"] == {
+        "seeds": [7, 8],
+        "oof_msle_of_one": pytest.approx((1 * 0.25 + 11 * 1.25) / 12),
+        "oof_msle_final_of_one": pytest.approx((1 * 0.5 + 11 * 1.5) / 12),
+        "fold_msle": [[0.25, 0.25], [1.25, 1.25]],
+        "fold_msle_final": [[0.5, 0.5], [1.5, 1.5]],
+        "fold_msle_final_sd": [0.0, 0.0],
+    }
+    assert len(found["fold_weights"]) == 2
+    assert list(fold_info(training, found)["best_epoch"]) == [3, 4]

@@ -65,6 +65,9 @@ VALUES = [
     ("train-heads --on-duplicate", "first", '"first"', "first"),
     ("train-heads --on-bad-label", "drop", '"drop"', "drop"),
     ("finetune --init", "a run", '"a run"', "a run"),
+    ("train-heads --stream", True, "true", True),
+    ("submit --stream", False, "false", False),
+    ("submit --stream", None, '"auto"', None),
     ("submit --method", "median", '"median"', "median"),
     ("submit --weights", "fold_0=0.4, fold_1=0.6", '["fold_0=0.4", "fold_1=0.6"]', ("fold_0=0.4", "fold_1=0.6")),
     ("submit --checkpoint", "final", '"final"', "final"),
@@ -72,6 +75,9 @@ VALUES = [
     ("submit --sample", "a folder/s.csv", '"a folder/s.csv"', Path("a folder/s.csv")),
     ("report --run", "auto", '"auto"', "auto"),
     ("report --out", "a page.html", '"a page.html"', Path("a page.html")),
+    ("predict --date", "2024-02-29", "2024-02-29", date(2024, 2, 29)),
+    ("predict --channel", "auto", '"auto"', "auto"),
+    ("compare --runs", ["a", "b"], '["a", "b"]', ("a", "b")),
     ("demo --out", "demo/../x", '"demo/../x"', Path("demo/../x")),
 ]
 
@@ -150,7 +156,7 @@ FLAGS = [
     (known, f"--{known.key}")
     for kind in CONFIG_OF.values()
     for known in options_of(kind)
-    if known.type is not bool and not known.only_in_file
+    if not known.is_flag and not known.only_in_file
 ]
 TEXTS = st.one_of(
     st.text(), st.integers().map(str), st.floats().map(str), st.dates().map(str), st.lists(st.integers()).map(str)
@@ -273,7 +279,7 @@ def test_a_file_that_cannot_be_read_is_named(vp_toml, content):
 
 def test_values_that_do_not_fit_together_are_a_usage_error(vp_toml):
     vp_toml.write_text("[train-heads]\ndropout = 1\nlr = 0\n")
-    with pytest.raises(UsageError, match=r"--lr must be above 0; --dropout must be .* at most 0.99"):
+    with pytest.raises(UsageError, match=r"--lr must be above 0, not .*; --dropout must be .* at most 0.99"):
         loaded("train-heads")
 
 

@@ -104,6 +104,18 @@ def train(tmp_path, monkeypatch):
     return run
 
 
+def test_the_first_seed_has_the_keys_of_its_fold_and_the_others_keys_of_their_own(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    silent = {"mode": "disabled", "name": "a run", "folder": tmp_path, "config": {}, "progress": Told()}
+    with run_log(file, **silent, first_seed=42) as log:
+        log.epoch(replace(RECORD, seed=42))
+        log.epoch(replace(RECORD, seed=43))
+        assert (log.key(1, 42), log.key(1, 43), log.key(1, None)) == ("fold_1", "fold_1/seed_43", "fold_1")
+    first, second = lines(tmp_path)
+    assert first == LINES[0]
+    assert second == {key.replace("fold_1", "fold_1/seed_43"): value for key, value in LINES[0].items()}
+
+
 def lines(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
@@ -231,4 +243,4 @@ def test_folds_do_not_share_keys(tmp_path):
             log.epoch(replace(RECORD, fold=fold))
     first, second = lines(tmp_path)
     assert first.keys() & second.keys() == {"epoch"}
-    assert len(first) == len(second) == len(asdict(RECORD)) - 4 + 4
+    assert len(first) == len(second) == len(asdict(RECORD)) - 5 + 4

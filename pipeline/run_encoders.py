@@ -1,0 +1,187 @@
+"""The encoders that a run was trained on, found again and checked, for what is not in any cache."""
+
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, get_args, get_type_hints
+
+import numpy as np
+from jaxtyping import Bool, Float16, Float32, UInt8
+
+from features.embed import Encoder
+from features.encoders import TINY, EncoderConfig, cache_tag, resolve_encoder
+from features.errors import CacheError, UsageError
+from features.families import load_encoder
+from features.plan import MANIFEST, digest, read_plan
+from features.preprocess import read_thumbnail
+from features.progress import Progress
+from features.short_names import SHORT_NAMES
+from features.status import Status
+from pipeline.config import ExtractConfig
+from pipeline.dataset import TRAIN
+from pipeline.devices import choose_device
+from pipeline.runs import Run
+from pipeline.workspace import Workspace
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """One vector per row, rounded as a cache rounds it; a row whose status is not OK has none."""
+
+    vectors: Float16[np.ndarray, "row dim"]
+    status: UInt8[np.ndarray, " row"]
+
+    @property
+    def present(self) -> Bool[np.ndarray, " row"]:
+        """Which rows have a vector."""
+        return np.asarray(self.status == Status.OK)
+
+
+class _Made(NamedTuple):
+    """The vector of one image or text, or why there is none."""
+
+    vector: Float32[np.ndarray, " dim"] | None
+    status: Status
+
+
+class RunEncoders:
+    """Finds, checks and loads the encoders of a run, each when it is first needed.
+
+    Parameters
+    ----------
+    models
+        Names or folders of encoders, for those that cannot be found by the name of their cache.
+    device
+        "auto", "cpu" or "cuda".
+    """
+
+    def __init__(
+        self, workspace: Workspace, run: Run, *, models: Sequence[str], device: str, progress: Progress
+    ) -> None:
+        self._workspace, self._run, self._device, self._progress = workspace, run, device, progress
+        self._name_of = _by_tag(models, list(run.part("encoders")))
+        self._found: dict[str, tuple[EncoderConfig, str]] = {}
+        self._loaded: dict[tuple[str, str], Encoder] = {}
+
+    def images(self, tag: str, images: Sequence[Path | Status]) -> Encoded:
+        """Vectors of thumbnails. Each is encoded alone, so its vector does not depend on what else is asked.
+
+        Raises
+        ------
+        UsageError, CacheError
+            The encoder cannot be found, or its files are not those that the run was trained on.
+        """
+        made = {image: self._image(tag, image) for image in dict.fromkeys(images)}
+        return _rounded([made[image] for image in images], self._encoder(tag).dim["image"])
+
+    def texts(self, tag: str, kind: str, texts: Sequence[tuple[str, str]]) -> Encoded:
+        """Vectors of titles and descriptions, each encoded alone; raises as `images` does."""
+        if kind != "text":
+            raise CacheError(f"run {self._run.name} reads {kind} of {tag}, which is not made for new videos")
+        policy = self._encoder(tag).text
+        if policy is None:
+            raise CacheError(f"run {self._run.name} reads texts with {tag}, which makes vectors of pictures alone")
+        made = {text: self._text(tag, policy.prompt(*text).text) for text in dict.fromkeys(texts)}
+        return _rounded([made[text] for text in texts], self._encoder(tag).dim["text"])
+
+    def _image(self, tag: str, image: Path | Status) -> _Made:
+        if isinstance(image, Status):
+            return _Made(None, image)
+        tower = self._tower(tag, "image")
+        thumbnail = read_thumbnail(image, self._encoder(tag).preprocess)
+        if thumbnail.pixels is None:
+            return _Made(None, thumbnail.status)
+        return _Made(tower.encode_images(thumbnail.pixels[None])[0], Status.OK)
+
+    def _text(self, tag: str, prompt: str) -> _Made:
+        if not prompt:
+            return _Made(None, Status.EMPTY_TEXT)
+        tower = self._tower(tag, "text")
+        (tokens,), _ = tower.tokenize([prompt])
+        length = len(tokens) if tower.trims_text else tower.max_tokens
+        return _Made(tower.encode_tokens([tokens], length)[0], Status.OK)
+
+    def _encoder(self, tag: str) -> EncoderConfig:
+        return self._resolved(tag)[0]
+
+    def _tower(self, tag: str, kind: str) -> Encoder:
+        if (tag, kind) not in self._loaded:
+            encoder, precision = self._resolved(tag)
+            with _no_garbage():
+                self._loaded[tag, kind] = load_encoder(encoder, [kind], choose_device(self._device), precision)
+        return self._loaded[tag, kind]
+
+    def _resolved(self, tag: str) -> tuple[EncoderConfig, str]:
+        """The encoder and its precision, which together are what the run knows by a digest."""
+        if tag not in self._found:
+            name, revision = self._source(tag)
+            # The digest below tells these weights from all others, so they are those the cache was made with.
+            encoder = resolve_encoder(
+                name, self._workspace.models, allow_bin_weights=True, expected_revision=revision or None
+            )
+            self._found[tag] = encoder, self._precision(tag, encoder)
+            for notice in encoder.notices:
+                self._progress.note(notice)
+        return self._found[tag]
+
+    def _precision(self, tag: str, encoder: EncoderConfig) -> str:
+        trained_on = self._run.part("encoders")[tag]
+        for precision in get_args(get_type_hints(ExtractConfig)["precision"]):
+            if digest({**encoder.semantic(), "precision": precision, "stored_as": "float16"}) == trained_on:
+                return str(precision)
+        raise CacheError(
+            f"run {self._run.name} was trained on vectors of encoder {tag} {trained_on[:12]}, but {encoder.source} has "
+            "other weights or another preprocessing: name the files it was extracted with by --model, or run "
+            "`vp extract` and `vp train-heads` again"
+        )
+
+    def _source(self, tag: str) -> tuple[str, str]:
+        """What `--model` would have to say, and the commit on the hub if there is one."""
+        if tag in self._name_of:
+            return self._name_of[tag], ""
+        plan = read_plan(self._workspace.cache(tag, TRAIN) / MANIFEST)
+        source, revision = (plan.environment.get(name, "") for name in ("source", "revision")) if plan else (tag, "")
+        if "/" in source or source in (TINY, *SHORT_NAMES) or Path(source).is_dir():
+            return source, revision
+        raise UsageError(
+            f"run {self._run.name} reads the encoder {tag}, which was extracted from a local folder: name that folder "
+            "with --model"
+        )
+
+
+@contextmanager
+def _no_garbage() -> Iterator[None]:
+    """Importing torch and transformers makes objects that all stay; looking for garbage among them takes 0.7 s of 4."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _rounded(made: Sequence[_Made], dim: int) -> Encoded:
+    """Vectors and statuses of all rows; a vector that float16 cannot hold marks its row."""
+    vectors = np.zeros((len(made), dim), np.float16)
+    for row, (vector, _) in enumerate(made):
+        if vector is not None:
+            with np.errstate(over="ignore"):
+                vectors[row] = vector
+    status = np.array([one.status for one in made], np.uint8)
+    broken = ~np.isfinite(vectors).all(axis=1)
+    vectors[broken], status[broken] = 0, Status.NONFINITE
+    return Encoded(vectors, status)
+
+
+def _by_tag(models: Sequence[str], tags: Sequence[str]) -> dict[str, str]:
+    """Which encoder each `--model` names: by its tag, or the only one there is."""
+    if len(models) == len(tags) == 1:
+        return {tags[0]: models[0]}
+    named = {cache_tag(model): model for model in models}
+    if unknown := [model for tag, model in named.items() if tag not in tags]:
+        there = ", ".join(tags) or "none"
+        raise UsageError(f"--model names {', '.join(unknown)}, but the encoders of the run are: {there}")
+    return named
