@@ -171,12 +171,19 @@ class Device:
             self.fits = min(self.fits, size // 2)
 
 
+_OUT_OF_MEMORY = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDA error: out of memory",
+)
+
+
 def _is_out_of_memory(error: Exception) -> bool:
     # By name, because importing torch costs seconds; torch's own allocator for CPUs raises a plain RuntimeError.
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
-        or "DefaultCPUAllocator: can't allocate memory" in str(error)
+        or any(words in str(error) for words in _OUT_OF_MEMORY)
     )
 
 
@@ -296,12 +303,19 @@ class _Rows:
         return True
 
     def finished(self, notes: Mapping[str, int]) -> EncodedRows:
-        """Round to float16; a vector that is not finite there marks its row instead of passing as good."""
+        """Round to float16, repeats too."""
         for row, first in self._repeats:
             self.vectors[row] = self.vectors[first]
-        with np.errstate(over="ignore"):
-            embedding = self.vectors.astype(np.float16)
-        broken = ~np.isfinite(embedding).all(axis=1)
-        embedding[broken] = 0
-        self.status[broken] = Status.NONFINITE
-        return EncodedRows(embedding, self.status, self.digests, notes, self._copied)
+        return EncodedRows(rounded(self.vectors, self.status), self.status, self.digests, notes, self._copied)
+
+
+def rounded(
+    vectors: Float32[np.ndarray, "row dim"], status: UInt8[np.ndarray, " row"]
+) -> Float16[np.ndarray, "row dim"]:
+    """As a cache holds them; one that is not finite there becomes zeros, and its place in `status` says so."""
+    with np.errstate(over="ignore"):
+        embedding = vectors.astype(np.float16)
+    broken = ~np.isfinite(embedding).all(axis=1)
+    embedding[broken] = 0
+    status[broken] = Status.NONFINITE
+    return embedding

@@ -180,8 +180,8 @@ class Supervisor(Generic[Job, Result]):
                 if isinstance(message, Failed):
                     if message.error is not None:
                         raise message.error
-                    slot.last_words.extend(message.trace.splitlines())
-                    yield from self._bury(slot, f"failed: {slot.last_words[-1]}")
+                    slot.last_words.extend(line for line in message.trace.splitlines() if line.strip())
+                    yield from self._bury(slot, f"failed: {message.reason}")
                     return
                 yield from self._understand(slot, message)
         except (EOFError, OSError):

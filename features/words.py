@@ -1,7 +1,8 @@
 """Titles and descriptions as sparse counts of hashed words: what `words` means before anything is learned.
 
-A word in a title is another signal than the same word in a description, so each has columns of its own. Columns are
-found by hashing (murmurhash, as scikit-learn does it), so no vocabulary has to be kept and no two tables differ.
+A word in a title is another signal than the same word in a description, so each has columns of its own. Both are read
+as lower-case words and pairs of words, descriptions as whole lines besides. Columns are found by hashing (murmurhash,
+as scikit-learn does it), so no vocabulary has to be kept and no two tables differ.
 """
 
 import re
@@ -17,14 +18,6 @@ COLUMNS = 1 << 17
 
 CHUNK_ROWS = 2048
 """Rows whose texts are in memory at a time."""
-
-WORDS_POLICY: dict[str, Any] = {
-    "columns": 2 * COLUMNS,
-    "hash": "murmurhash3 of scikit-learn's HashingVectorizer",
-    "title": "lower-case words and pairs of words",
-    "description": "the same, and whole lines",
-}
-"""What decides the counts."""
 
 # \w leaves out the marks that are part of a word (accents, Hebrew and Arabic points, the vowel signs of Indic scripts,
 # Thai and Khmer): with \w alone nothing but its vowel signs is left of a Bengali title.

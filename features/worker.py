@@ -17,7 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from features.errors import FeatureError
 
-STDERR = 2
+STDOUT, STDERR = 1, 2
 
 
 @runtime_checkable
@@ -83,15 +83,17 @@ class Finished:
 
 @dataclass(frozen=True)
 class Failed:
-    """From a worker, its last word: an error that a user can mend, or else where the code broke."""
+    """From a worker, its last word: an error that a user can mend, or else why and where the code broke."""
 
     error: FeatureError | None
+    reason: str
     trace: str
 
 
 def run_worker(connection: Connection, log: Connection, setup: Callable[[str], Worker], device: str) -> None:
     """Serve until the supervisor says that there is no more, or is gone."""
     os.dup2(log.fileno(), STDERR)  # libraries write there before they die
+    os.dup2(log.fileno(), STDOUT)  # and what others print must not get between the results of the command
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the supervisor as well, which ends its workers
     outbox = _Outbox(connection)
     arrived: queue.SimpleQueue[Message] = queue.SimpleQueue()
@@ -119,7 +121,9 @@ class _Outbox:
 
     def fail(self, error: BaseException) -> None:
         mendable = error if isinstance(error, FeatureError) else None
-        self.send(Failed(mendable, "".join(traceback.format_exception(error))))
+        first_line = next((line for line in str(error).splitlines() if line.strip()), "")
+        reason = f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__
+        self.send(Failed(mendable, reason, "".join(traceback.format_exception(error))))
 
     def die_of(self, error: BaseException) -> None:
         """End the process from any of its threads."""
@@ -163,10 +167,9 @@ def _work(worker: Worker, handed: HandOut, outbox: _Outbox) -> None:
     future = worker.work(handed.job, lambda units: outbox.send(Progressed(handed.number, units)))
 
     def deliver(done: "Future[Any]") -> None:
-        error = done.exception()
-        if error is None:
+        try:
             outbox.send(Finished(handed.number, done.result()))
-        else:
+        except BaseException as error:  # noqa: BLE001 - of the work or of the sending: nobody else would hear of it
             outbox.die_of(error)
 
     future.add_done_callback(deliver)

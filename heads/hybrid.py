@@ -5,7 +5,8 @@ weak ones would only be learned by heart.
 
 The networks' last layers start at zero, so before the first epoch a member is exactly its linear head. `best` is the
 epoch with the lowest validation MSLE. `final` is the epoch that was best on the other folds: no row that scores a
-member has chosen when it stopped. Both may be epoch 0, so the networks never have to make anything worse.
+member has chosen when it stopped. Both may be epoch 0, so the networks never have to make anything worse. Training ends
+before the last of `--epochs` where the other folds have not improved for a while, for every fold.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from jaxtyping import Float64
 
 from heads.components import component_readers
 from heads.config import HeadsConfig
-from heads.courses import Course, OnEpoch, best_elsewhere, run_courses
+from heads.courses import OnEpoch, run_courses, teams_of
 from heads.cross_fitting import cross_fitted
 from heads.errors import UnfitDataError
 from heads.fitted import FittedHeads, Head
@@ -30,6 +31,7 @@ from heads.metrics import msle
 from heads.mlp import RawMember
 from heads.pack import Entry, Start
 from heads.ridge import Problem
+from heads.stopping import Course, best_elsewhere
 from heads.targets import Target
 from heads.training import entries_of
 
@@ -75,7 +77,9 @@ def fit_hybrids(
     starts = [_start(problem, member, linear.facts, first) for member in linear.members]
     entries = [[replace(entry, start=starts[entry.fold]) for entry in _narrow(plan, config)] for config in configs]
     together = [entry for own in entries for entry in own]
-    courses = iter(run_courses(inputs, log_views, plan, together, device=device, on_epoch=on_epoch))
+    courses = iter(
+        run_courses(inputs, log_views, plan, together, device=device, on_epoch=on_epoch, teams=teams_of(entries))
+    )
     facts = {**linear.facts, "linear_msle": [member.final_msle for member in linear.members]}
     trainings = []
     for own in entries:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float64
 
-from heads.courses import Course, Moment, OnEpoch, best_elsewhere, run_courses
+from heads.courses import OnEpoch, run_courses, teams_of
 from heads.fitted import FittedHeads, Head
 from heads.inputs import JOINT, Inputs, Joint
 from heads.joint import joined
@@ -20,6 +20,7 @@ from heads.mlp import RawMember
 from heads.pack import Entry, Start
 from heads.readers import FoldReaders
 from heads.ridge import Problem
+from heads.stopping import Course, Moment, best_elsewhere
 from heads.targets import Target
 
 Member = TrainedMember[FittedHeads]
@@ -51,7 +52,15 @@ def with_joint(
     ]
     tell = None if on_epoch is None else lambda record: on_epoch(_after(record, together[0].config.epochs))
     courses = iter(
-        run_courses(Inputs((block,)), problem.log_views, problem.plan, together, device=device, on_epoch=tell)
+        run_courses(
+            Inputs((block,)),
+            problem.log_views,
+            problem.plan,
+            together,
+            device=device,
+            on_epoch=tell,
+            teams=teams_of(entries),
+        )
     )
     return [
         _Stage(problem, target, training, [next(courses) for _ in own]).training()

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from heads.config import HeadsConfig
-from heads.courses import Course, OnEpoch, run_courses
+from heads.courses import OnEpoch, run_courses
 from heads.fitted import FittedHeads, Head
 from heads.folds import FoldPlan
 from heads.inputs import Inputs
@@ -14,6 +14,7 @@ from heads.members import TrainedMember
 from heads.metrics import msle
 from heads.mlp import RawMember
 from heads.pack import Entry
+from heads.stopping import Course
 from heads.targets import Target
 
 
@@ -30,8 +31,8 @@ def train_members(
     """Train a member per fold and seed, on every row that the fold does not validate; in the order of folds and seeds.
 
     A member depends on its rows, on `config` and on (seed, fold), not on which others are trained beside it.
-    `packed` trains all members with equally many steps per epoch as one program; by default all of them on an
-    accelerator, and on a CPU a few if they are narrow. Packed and one by one agree up to rounding.
+    `packed` trains all members with equally many steps per epoch as one program; by default only on an accelerator,
+    as a CPU gains next to nothing from it. Packed and one by one agree up to rounding.
 
     Raises ValueError for arrays of different length, and UnfitDataError for a target that is constant or not finite,
     a modality that no training row of a fold has, and a training loss that is no longer finite.

@@ -90,8 +90,6 @@ def _devices(config: ExtractConfig) -> list[str]:
         return devices
     if devices != ["cpu"]:
         raise UsageError("--workers is for the CPU; on GPUs there is one process for each (add --device cpu)")
-    if config.workers < 1:
-        raise UsageError(f"--workers must be 1 or more, not {config.workers}")
     return devices * config.workers
 
 

@@ -16,7 +16,8 @@ class NotComparableError(CacheError):
 
 
 FIXED = ("id", "fold", "log_views", "log_pred_best", "log_pred_final")
-PREFIX = "contribution_"
+CONTRIBUTION = "contribution_"
+"""Columns that every `oof.csv` has, and what the others begin with."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -24,7 +25,7 @@ class SavedOutOfFold:
     """`oof.csv` of one run: what each row's own member predicted; NaN where none validated it (fold -1)."""
 
     run: str
-    ids: Sequence[str]
+    ids: list[str]
     fold_of: Int32[np.ndarray, " video"]
     log_views: Float64[np.ndarray, " video"]
     best: Float64[np.ndarray, " video"]
@@ -69,15 +70,15 @@ def read_oof(run: Run) -> SavedOutOfFold:
     if missing := [name for name in FIXED if name not in names]:
         raise CacheError(f"{path} lacks the columns {', '.join(missing)}: run `vp train-heads` again")
     columns = dict(zip(names, zip(*rows, strict=True), strict=True))
-    added = [name for name in names if name.startswith(PREFIX)]
+    added = [name for name in names if name.startswith(CONTRIBUTION)]
     return SavedOutOfFold(
         run=run.name,
-        ids=columns["id"],
+        ids=list(columns["id"]),
         fold_of=np.array(columns["fold"], dtype=np.int32),
         log_views=_numbers(columns["log_views"]),
         best=_numbers(columns["log_pred_best"]),
         final=_numbers(columns["log_pred_final"]),
-        modalities=[name.removeprefix(PREFIX) for name in added],
+        modalities=[name.removeprefix(CONTRIBUTION) for name in added],
         contributions=np.array([_numbers(columns[name]) for name in added]).reshape(len(added), len(rows)),
     )
 

@@ -52,7 +52,12 @@ def choose_part(shard_index: int | None, num_shards: str, environ: Mapping[str, 
     """
     scheduler = next((found for found in _SCHEDULERS if found.index in environ), None)
     if num_shards == AUTO:
-        if scheduler is None or scheduler.count not in environ:
+        if scheduler is not None and scheduler.count not in environ:
+            raise UsageError(
+                f"{scheduler.name} sets {scheduler.index} but not {scheduler.count}: set it in the manifest, or give "
+                "--num-shards"
+            )
+        if scheduler is None:
             names = ", ".join(f"{known.index} and {known.count}" for known in _SCHEDULERS)
             raise UsageError(f"--num-shards auto needs {names}; none is set: give --shard-index and --num-shards")
         of = _number(scheduler.count, environ[scheduler.count])

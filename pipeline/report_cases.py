@@ -63,7 +63,7 @@ class _Texts:
 
 def _case(files: RunFiles, videos: Videos | None, texts: _Texts, video: int) -> dict[str, Any]:
     oof = files.oof
-    contributions = dict(zip(oof.terms, oof.contributions[:, video].tolist(), strict=True))
+    contributions = dict(zip(oof.modalities, oof.contributions[:, video].tolist(), strict=True))
     return _video(files, videos, texts, video) | {
         "fold": int(oof.fold_of[video]),
         "log_pred": float(oof.best[video]),

@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from heads.metrics import score
-from pipeline.report_sources import OofTable, RunFiles, Videos
+from pipeline.oof import SavedOutOfFold
+from pipeline.report_sources import RunFiles, Videos
 
 AGE_CURVE_BINS = 16
 AGE_CURVE_ROWS = 8
@@ -46,19 +47,19 @@ def errors_of_groups(
     }
 
 
-def errors_by(oof: OofTable, labels: np.ndarray) -> list[dict[str, Any]]:
+def errors_by(oof: SavedOutOfFold, labels: np.ndarray) -> list[dict[str, Any]]:
     """Rows and errors of the final prediction for each label in their order; numbers below 0 are "unknown", last."""
     known = [label for label in dict.fromkeys(sorted(labels[oof.validated].tolist())) if label != -1]
     there = [*known, -1] if (labels[oof.validated] == -1).any() else known
     return [{"label": "unknown" if label == -1 else label} | _error_of(oof, labels == label) for label in there]
 
 
-def _error_of(oof: OofTable, rows: Bool[np.ndarray, " video"]) -> dict[str, Any]:
+def _error_of(oof: SavedOutOfFold, rows: Bool[np.ndarray, " video"]) -> dict[str, Any]:
     own = rows & oof.validated
     return {"rows": int(own.sum()), **scored(oof.log_views[own], oof.final[own])}
 
 
-def _largest_and_rest(oof: OofTable, channels: np.ndarray) -> list[dict[str, Any]]:
+def _largest_and_rest(oof: SavedOutOfFold, channels: np.ndarray) -> list[dict[str, Any]]:
     """The largest channels that have enough rows, largest first, then all others together."""
     names, counts = np.unique(channels[oof.validated].astype(str), return_counts=True)
     order = sorted(range(len(names)), key=lambda at: (-counts[at], names[at]))
@@ -84,12 +85,12 @@ def age_effect_of(files: RunFiles, ages: Float64[np.ndarray, " video"] | None) -
     names = [source.modality for source in files.sources if source.kind == "age"]
     if ages is None or not names:
         return []
-    contribution = files.oof.contributions[files.oof.terms.index(names[0])]
+    contribution = files.oof.contribution(names[0])
     return age_effect(files.oof, contribution, ages, files.run.n_folds)
 
 
 def age_effect(
-    oof: OofTable,
+    oof: SavedOutOfFold,
     contribution: Float64[np.ndarray, " video"],
     ages: Float64[np.ndarray, " video"],
     n_folds: int,
@@ -104,7 +105,7 @@ def age_effect(
 
 
 def _age_bin(
-    oof: OofTable,
+    oof: SavedOutOfFold,
     contribution: Float64[np.ndarray, " video"],
     ages: Float64[np.ndarray, " video"],
     rows: Int64[np.ndarray, " row"],

@@ -12,8 +12,9 @@ import numpy as np
 from jaxtyping import Float64
 
 from heads.targets import Target
+from pipeline.oof import SavedOutOfFold
 from pipeline.report_groups import age_effect_of, errors_of_groups, scored
-from pipeline.report_sources import OofTable, RunFiles, Videos
+from pipeline.report_sources import RunFiles, Videos
 
 DECILES = 10
 DENSITY_BINS = 32
@@ -112,7 +113,7 @@ def _modalities(metrics: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     }
 
 
-def reliability(oof: OofTable) -> dict[str, Any]:
+def reliability(oof: SavedOutOfFold) -> dict[str, Any]:
     """Deciles of the prediction with their mean truth, the line through all rows, and how many rows lie where."""
     truth, pred = oof.log_views[oof.validated], oof.final[oof.validated]
     order = np.argsort(pred, kind="stable")

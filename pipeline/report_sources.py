@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float64, Int32, Int64
+from jaxtyping import Float64, Int64
 
 from features.config import DatasetConfig
 from features.errors import CacheError, DataError, UsageError
@@ -17,9 +17,8 @@ from heads.folds import FoldPlan, from_table
 from heads.targets import Target
 from pipeline.dataset import TRAIN
 from pipeline.inputs import Source
+from pipeline.oof import SavedOutOfFold, read_oof
 from pipeline.runs import Run
-
-CONTRIBUTION = "contribution_"
 
 NEEDED = (
     *("head", "oof_msle_constant", "fold_msle", "fold_msle_final"),
@@ -42,30 +41,12 @@ class Notices:
 
 
 @dataclass(frozen=True, eq=False)
-class OofTable:
-    """`oof.csv`: log views and their out-of-fold predictions, NaN where no member validated the row."""
-
-    ids: list[str]
-    fold_of: Int32[np.ndarray, " video"]
-    log_views: Float64[np.ndarray, " video"]
-    best: Float64[np.ndarray, " video"]
-    final: Float64[np.ndarray, " video"]
-    terms: list[str]  # the modalities, and whatever else a model adds up
-    contributions: Float64[np.ndarray, "term video"]  # of best, beside its baseline
-
-    @property
-    def validated(self) -> Bool[np.ndarray, " video"]:
-        """Rows that some member validated."""
-        return self.fold_of >= 0
-
-
-@dataclass(frozen=True, eq=False)
 class RunFiles:
     """A run whose every file is the one it was saved with."""
 
     run: Run
     metrics: Mapping[str, Any]
-    oof: OofTable
+    oof: SavedOutOfFold
     fold_info: Sequence[Mapping[str, Any]]
     epochs: Sequence[Mapping[str, Any]]
 
@@ -101,7 +82,7 @@ def read_run_files(run: Run) -> RunFiles:
         return RunFiles(
             run=run,
             metrics=_metrics(run),
-            oof=_oof(run),
+            oof=read_oof(run),
             fold_info=[dict(zip(info.columns, row, strict=True)) for row in info.itertuples(index=False)],
             epochs=[record for line in lines if "epoch" in (record := json.loads(line))],
         )
@@ -116,19 +97,6 @@ def _metrics(run: Run) -> dict[str, Any]:
     if lacking := [name for name in NEEDED if name not in metrics]:
         raise ValueError(f"metrics.json lacks {', '.join(lacking)}")
     return metrics
-
-
-def _oof(run: Run) -> OofTable:
-    path = run.verified("oof.csv")
-    header = pd.read_csv(path, nrows=0).columns
-    terms = [name.removeprefix(CONTRIBUTION) for name in header if name.startswith(CONTRIBUTION)]
-    names = ["log_views", "log_pred_best", "log_pred_final", *(CONTRIBUTION + term for term in terms)]
-    empty = {name: [""] for name in names}
-    types = {"id": str, "fold": np.int32} | dict.fromkeys(names, np.float64)
-    frame = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=empty)
-    log_views, best, final, *contributions = (frame[name].to_numpy() for name in names)
-    ids, fold_of = frame["id"].tolist(), frame["fold"].to_numpy()
-    return OofTable(ids, fold_of, log_views, best, final, terms, np.stack(contributions))
 
 
 @dataclass(frozen=True, eq=False)

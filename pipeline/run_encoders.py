@@ -10,7 +10,7 @@ from typing import NamedTuple, get_args, get_type_hints
 import numpy as np
 from jaxtyping import Bool, Float16, Float32, UInt8
 
-from features.embed import Encoder
+from features.embed import Encoder, rounded
 from features.encoders import TINY, EncoderConfig, cache_tag, resolve_encoder
 from features.errors import CacheError, UsageError
 from features.families import load_encoder
@@ -74,7 +74,7 @@ class RunEncoders:
             The encoder cannot be found, or its files are not those that the run was trained on.
         """
         made = {image: self._image(tag, image) for image in dict.fromkeys(images)}
-        return _rounded([made[image] for image in images], self._encoder(tag).dim["image"])
+        return _encoded([made[image] for image in images], self._encoder(tag).dim["image"])
 
     def texts(self, tag: str, kind: str, texts: Sequence[tuple[str, str]]) -> Encoded:
         """Vectors of titles and descriptions, each encoded alone; raises as `images` does."""
@@ -84,7 +84,7 @@ class RunEncoders:
         if policy is None:
             raise CacheError(f"run {self._run.name} reads texts with {tag}, which makes vectors of pictures alone")
         made = {text: self._text(tag, policy.prompt(*text).text) for text in dict.fromkeys(texts)}
-        return _rounded([made[text] for text in texts], self._encoder(tag).dim["text"])
+        return _encoded([made[text] for text in texts], self._encoder(tag).dim["text"])
 
     def _image(self, tag: str, image: Path | Status) -> _Made:
         if isinstance(image, Status):
@@ -163,17 +163,14 @@ def _no_garbage() -> Iterator[None]:
             gc.enable()
 
 
-def _rounded(made: Sequence[_Made], dim: int) -> Encoded:
-    """Vectors and statuses of all rows; a vector that float16 cannot hold marks its row."""
-    vectors = np.zeros((len(made), dim), np.float16)
+def _encoded(made: Sequence[_Made], dim: int) -> Encoded:
+    """Vectors and statuses of all rows."""
+    vectors = np.zeros((len(made), dim), np.float32)
     for row, (vector, _) in enumerate(made):
         if vector is not None:
-            with np.errstate(over="ignore"):
-                vectors[row] = vector
+            vectors[row] = vector
     status = np.array([one.status for one in made], np.uint8)
-    broken = ~np.isfinite(vectors).all(axis=1)
-    vectors[broken], status[broken] = 0, Status.NONFINITE
-    return Encoded(vectors, status)
+    return Encoded(rounded(vectors, status), status)
 
 
 def _by_tag(models: Sequence[str], tags: Sequence[str]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 from itertools import zip_longest
@@ -74,22 +75,21 @@ class _Run:
 
     def checkpoints(self) -> Iterator[Fault]:
         """Every member loads, and is the member that its name says."""
-        for fold in range(self._run.n_folds):
-            for moment in MOMENTS:
-                path = self._run.checkpoint_path(fold, moment)
-                name = path.relative_to(self._folder).as_posix()
-                if name in self._wrong:
-                    continue
-                if name not in self._run.part("files"):
-                    yield Fault(path, "is not among the files of the run", self._again)
-                    continue
-                try:
-                    found = self._run.checkpoint(fold, moment)
-                except CacheError as error:
-                    yield Fault(path, _plain(str(error)), self._again)
-                    continue
-                if (found.fold, found.moment, dict(found.encoders)) != (fold, moment, self._run.part("encoders")):
-                    yield Fault(path, "is another member than its name says", self._again)
+        for fold, moment, seed in itertools.product(range(self._run.n_folds), MOMENTS, self._run.seeds):
+            path = self._run.checkpoint_path(fold, moment, seed)
+            name = path.relative_to(self._folder).as_posix()
+            if name in self._wrong:
+                continue
+            if name not in self._run.part("files"):
+                yield Fault(path, "is not among the files of the run", self._again)
+                continue
+            try:
+                found = self._run.member(fold, moment, seed)
+            except CacheError as error:
+                yield Fault(path, _plain(str(error)), self._again)
+                continue
+            if (found.fold, found.moment, dict(found.encoders)) != (fold, moment, self._run.part("encoders")):
+                yield Fault(path, "is another member than its name says", self._again)
 
     def folds(self) -> Iterator[Fault]:
         """folds.csv is the plan that run.json names, and oof.csv follows it."""

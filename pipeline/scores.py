@@ -14,6 +14,7 @@ from heads.importance import importances
 from heads.intervals import calibrate, coverage
 from heads.members import FittedModel, TrainedMember, Training
 from heads.metrics import msle, score
+from pipeline.oof import CONTRIBUTION
 
 AGE_BINS = 5
 
@@ -80,7 +81,7 @@ class OutOfFold:
             "log_pred_best": self.best,
             "log_pred_final": self.final,
         }
-        names = [f"contribution_{modality}" for modality in modalities]
+        names = [CONTRIBUTION + modality for modality in modalities]
         return pd.DataFrame(columns | dict(zip(names, self.contributions, strict=True)))
 
 

@@ -4,10 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-import cli
 from pipeline.drawn_dataset import draw_dataset
+from tests.command_line import vp
 
 
 @pytest.fixture
@@ -19,10 +18,6 @@ def places(tmp_path: Path) -> list[str]:
 @pytest.fixture
 def encoders(dino_folder, sentence_folder) -> dict[str, Path]:
     return {"image": dino_folder("dinov2"), "text": sentence_folder("bert")}
-
-
-def vp(*arguments: str):
-    return CliRunner().invoke(cli.app, list(arguments), catch_exceptions=False)
 
 
 @pytest.mark.parametrize(("kind", "other"), [("image", "text"), ("text", "image")])

@@ -1,5 +1,6 @@
 """The main job through the command line, as a user types it: extract, train-heads, submit, score."""
 
+import contextlib
 import csv
 import json
 import os
@@ -27,6 +28,7 @@ from pipeline.checkpoint import read_checkpoint
 from pipeline.drawn_dataset import draw_dataset
 from pipeline.members import given_weights
 from pipeline.runs import open_run
+from tests.command_line import copy_to_work_in, last_json, vp
 
 RUN = Path("work/runs/clip_multimodal")
 SMALL = ("--epochs", "2", "--hidden-dim", "8", "--batch-size", "8", "--quiet")
@@ -34,25 +36,13 @@ QUICK = ("--head", "mlp", "--no-diagnostics", *SMALL)
 CODE = "from cli import app; app()"
 
 
-def vp(*arguments):
-    return CliRunner().invoke(cli.app, list(map(str, arguments)), catch_exceptions=False)
-
-
-def last_json(result):
-    return json.loads(result.stdout.strip().splitlines()[-1])
-
-
 @pytest.fixture(scope="session")
 def extracted(tmp_path_factory):
     """A folder with a drawn dataset and its finished cache."""
     root = tmp_path_factory.mktemp("job")
     draw_dataset(root / "dataset", n_train=30, n_test=8)
-    here = Path.cwd()
-    os.chdir(root)
-    try:
+    with contextlib.chdir(root):
         result = vp("extract", "--model", "tiny", "--json", "--quiet")
-    finally:
-        os.chdir(here)
     assert result.exit_code == 0, result.output
     (root / "extract.json").write_text(json.dumps(last_json(result)))
     return root
@@ -61,9 +51,7 @@ def extracted(tmp_path_factory):
 @pytest.fixture
 def job(extracted, tmp_path, monkeypatch):
     """A copy of it, to work in."""
-    shutil.copytree(extracted, tmp_path / "job")
-    monkeypatch.chdir(tmp_path / "job")
-    return tmp_path / "job"
+    return copy_to_work_in(extracted, tmp_path, monkeypatch)
 
 
 @pytest.fixture
@@ -356,6 +344,9 @@ def test_a_failing_wandb_never_costs_the_run(job, monkeypatch):
         (("submit",), 7, "vp train-heads"),
         (("submit", "--data", "nowhere", "--run", "x"), 7, "vp train-heads --name x"),
         (("extract", "--data", "nowhere"), 3, "train_val.csv"),
+        (("extract", "--batch-size", "-1"), 2, "--batch-size must be at least 1, not -1"),
+        (("extract", "--worker-timeout", "0"), 2, "--worker-timeout must be above 0"),
+        (("extract", "--max-bad", "-1"), 2, "--max-bad must lie between 0 and 1"),
         (("extract", "--model", "tiny", "--gpus", "0,7"), 2, "available: cpu"),
         (("extract", "--model", "tiny", "--precision", "fp16"), 7, "precision: 'fp16' here, "),
         (("score",), 2, "give both files"),

@@ -13,6 +13,7 @@ from features.progress import Silent
 from features.store import EmbeddingStore
 from features.videos import read_videos
 from heads.intervals import calibrate, coverage
+from pipeline.oof import SavedOutOfFold
 from pipeline.report_sources import RunFiles, read_run_files
 from pipeline.runs import building, open_run, seal
 from pipeline.workspace import Workspace
@@ -168,3 +169,18 @@ class ReportWorld:
             "versions": {"vp": "0.1.0"},
             "created_utc": "2026-01-02T03:04:05+00:00",
         }
+
+
+def out_of_fold(folds, log_views, predicted) -> SavedOutOfFold:
+    """An `oof.csv` of a model that reads ages alone, whose best epoch is its last."""
+    log_views, predicted = (np.array(values, np.float64) for values in (log_views, predicted))
+    return SavedOutOfFold(
+        run="run",
+        ids=[str(row) for row in range(len(log_views))],
+        fold_of=np.array(folds, np.int32),
+        log_views=log_views,
+        best=predicted,
+        final=predicted,
+        modalities=["age"],
+        contributions=np.zeros((1, len(log_views))),
+    )

@@ -7,19 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
-import cli
 from features import durable
 from heads.bootstrap import mean_interval
 from pipeline.runs import building, seal
+from tests.command_line import vp
 
 HEADER = ["id", "fold", "log_views", "log_pred_best", "log_pred_final"]
 N_VIDEOS = 120
-
-
-def vp(*arguments):
-    return CliRunner().invoke(cli.app, list(map(str, arguments)), catch_exceptions=False)
 
 
 def facts_of(*arguments):

@@ -7,16 +7,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from typer.testing import CliRunner
 
-import cli
 from pipeline.drawn_dataset import CHANNELS, draw_dataset
 from pipeline.model_card import escaped
 from pipeline.runs import open_run
-
-
-def vp(*arguments):
-    return CliRunner().invoke(cli.app, list(map(str, arguments)), catch_exceptions=False)
+from tests.command_line import vp
 
 
 @pytest.fixture

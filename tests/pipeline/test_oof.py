@@ -36,7 +36,7 @@ def write(folder, text):
 def test_every_cell_is_read_as_it_was_written(tmp_path):
     text = f'{HEADER},contribution_image@ViT-B-32,contribution_age\nNA,1,0.1,2.5,3.5,-1.25,0.5\n"a,\n""b",-1,7.0,,,,\n'
     oof = read_oof(write(tmp_path / "run", text))
-    assert (oof.run, oof.ids, oof.fold_of.tolist()) == ("run", ("NA", 'a,\n"b'), [1, -1])
+    assert (oof.run, oof.ids, oof.fold_of.tolist()) == ("run", ["NA", 'a,\n"b'], [1, -1])
     assert oof.log_views.tolist() == [0.1, 7.0]
     assert (oof.at("best")[0], oof.at("final")[0]) == (2.5, 3.5)
     assert np.isnan([oof.best[1], oof.final[1], *oof.contributions[:, 1]]).all()

@@ -47,7 +47,7 @@ def test_a_part_comes_from_options_and_what_they_leave_open_from_the_scheduler(i
         (-1, "4", {}, "between 0 and 3, however --shard-index says -1"),
         (3, "1", {}, "between 0 and 0, however --shard-index says 3"),
         (None, "auto", {}, "RANK and WORLD_SIZE"),
-        (None, "auto", {"JOB_COMPLETION_INDEX": "5"}, "give --shard-index and --num-shards"),
+        (None, "auto", {"JOB_COMPLETION_INDEX": "5"}, "sets JOB_COMPLETION_INDEX but not JOB_COMPLETIONS"),
         (None, "two", {}, "--num-shards must be a whole number, not 'two'"),
         (0, "0", {}, "--num-shards must be 1 or more, not 0"),
         (None, "auto", SLURM_ARRAY | {"SLURM_ARRAY_TASK_ID": "x"}, "SLURM_ARRAY_TASK_ID must be a whole number"),

@@ -1,5 +1,6 @@
 """`vp predict` as a user types it, with the tiny encoder, and the lines of the README that show it."""
 
+import contextlib
 import json
 import os
 import re
@@ -11,43 +12,35 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from typer.testing import CliRunner
 
 import cli
 from pipeline.drawn_dataset import draw_dataset
 from pipeline.predict import Predictor
+from tests.command_line import copy_to_work_in, vp
 
 README = (Path(cli.__file__).parent / "README.md").read_text(encoding="utf-8")
 CAKE, PHONE = "How I made a giant cake challenge", "A look at the old phone update"
 
 
-def vp(*arguments):
-    return CliRunner().invoke(cli.app, list(map(str, arguments)), catch_exceptions=False)
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A drawn dataset, its cache, and a run over images, texts and ages."""
-    root, here = tmp_path_factory.mktemp("predict"), Path.cwd()
-    os.chdir(root)
-    try:
+    root = tmp_path_factory.mktemp("predict")
+    with contextlib.chdir(root):
         draw_dataset(root / "dataset", n_train=60, n_test=8)
         assert vp("extract", "--model", "tiny", "--quiet").exit_code == 0
         assert vp("train-heads", "--head", "linear", "--no-diagnostics", "--quiet").exit_code == 0
         which = ("--head", "linear", "--modalities", "words,age,channel", "--name", "words")
         assert vp("train-heads", *which, "--no-diagnostics", "--quiet").exit_code == 0
-    finally:
-        os.chdir(here)
     return root
 
 
 @pytest.fixture
 def job(trained, tmp_path, monkeypatch):
-    shutil.copytree(trained, tmp_path / "job")
-    monkeypatch.chdir(tmp_path / "job")
+    root = copy_to_work_in(trained, tmp_path, monkeypatch)
     for name, image in zip(("a.jpg", "b.jpg"), sorted(Path("dataset/test").iterdir()), strict=False):
         shutil.copy(image, name)
-    return tmp_path / "job"
+    return root
 
 
 def clip(*arguments):

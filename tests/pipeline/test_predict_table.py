@@ -1,10 +1,10 @@
 """A table of candidates: every row keeps its place, with numbers or a reason."""
 
+import contextlib
 import csv
 import io
 import json
 import os
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,49 +12,40 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from typer.testing import CliRunner
 
-import cli
 from features import durable
 from features.csv_rows import open_csv
 from features.status import Status
 from pipeline import predict_table as stage
 from pipeline.drawn_dataset import draw_dataset
 from pipeline.predictor import Predictor
+from tests.command_line import copy_to_work_in, vp
 
 HEADER = ["line", "image", "title", "status", "views", "low_50", "high_50", "low_90", "high_90", "percentile"]
 HEADER += ["percentile_in_channel", "factor_age", "factor_channel", "factor_words"]
 
 
-def vp(*arguments):
-    return CliRunner().invoke(cli.app, list(map(str, arguments)), catch_exceptions=False)
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    root, here = tmp_path_factory.mktemp("table"), Path.cwd()
-    os.chdir(root)
-    try:
+    root = tmp_path_factory.mktemp("table")
+    with contextlib.chdir(root):
         draw_dataset(root / "dataset", n_train=90, n_test=6)
         which = ("--head", "linear", "--modalities", "words,channel,age", "--no-diagnostics", "--quiet")
         assert vp("train-heads", *which).exit_code == 0
-    finally:
-        os.chdir(here)
     return root
 
 
 @pytest.fixture
 def job(trained, tmp_path, monkeypatch):
     """A trained run, and a folder of candidates: a good image, a bad one, a link that leads out, a FIFO."""
-    shutil.copytree(trained, tmp_path / "job")
-    monkeypatch.chdir(tmp_path / "job")
+    root = copy_to_work_in(trained, tmp_path, monkeypatch)
     Path("new/deeper").mkdir(parents=True)
     Image.new("RGB", (64, 48), (10, 20, 30)).save("new/deeper/a.jpg")
     Image.new("RGB", (64, 48)).save("outside.jpg")
     Path("new/bad.jpg").write_text("<html>")
     Path("new/link.jpg").symlink_to(Path("outside.jpg").resolve())
     os.mkfifo("new/fifo.jpg")
-    return tmp_path / "job"
+    return root
 
 
 def write(rows, header=("image", "title", "date", "channel", "other")):

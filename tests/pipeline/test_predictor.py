@@ -1,7 +1,6 @@
 """Predicting from Python, with runs that need no encoder: equal to a submission of the same videos, and honest."""
 
-import os
-import shutil
+import contextlib
 from datetime import date
 from pathlib import Path
 
@@ -9,9 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
-import cli
 from features.config import DatasetConfig
 from features.dates import Published
 from features.errors import CacheError, DataError, UsageError
@@ -21,40 +18,28 @@ from pipeline.candidates import Candidate
 from pipeline.drawn_dataset import CHANNELS, draw_dataset
 from pipeline.predictor import Predictor
 from pipeline.runs import open_run
+from tests.command_line import copy_to_work_in, train, vp
 
 RUNS = {"words": "linear words,channel,age", "trees": "trees words,channel,age", "old": "linear age"}
-
-
-def vp(*arguments):
-    return CliRunner().invoke(cli.app, list(map(str, arguments)), catch_exceptions=False)
-
-
-def train(name, head, modalities, *more):
-    which = ("--head", head, "--modalities", modalities, "--name", name, "--no-diagnostics", "--quiet", *more)
-    assert vp("train-heads", *which).exit_code == 0
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A drawn dataset and three runs over it."""
-    root, here = tmp_path_factory.mktemp("predict"), Path.cwd()
-    os.chdir(root)
-    try:
+    root = tmp_path_factory.mktemp("predict")
+    with contextlib.chdir(root):
         draw_dataset(root / "dataset", n_train=180, n_test=25)
         for name, which in RUNS.items():
             train(name, *which.split())
-    finally:
-        os.chdir(here)
     return root
 
 
 @pytest.fixture
 def job(trained, tmp_path, monkeypatch):
-    shutil.copytree(trained, tmp_path / "job")
-    monkeypatch.chdir(tmp_path / "job")
+    root = copy_to_work_in(trained, tmp_path, monkeypatch)
     for name, shade in (("a.jpg", 10), ("b.jpg", 200)):
         Image.new("RGB", (64, 48), (shade, 0, 0)).save(name)
-    return tmp_path / "job"
+    return root
 
 
 def test_candidates_get_what_a_submission_gives_the_same_videos(job):

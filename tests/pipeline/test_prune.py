@@ -9,20 +9,16 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 import cli
 from features import durable
 from features.lock import writer_lock
 from features.store import EmbeddingStore
 from pipeline.outcome import table
+from tests.command_line import vp
 
 GONE = 2**22 + 1
 """No process has this number: Linux gives at most 2^22."""
-
-
-def vp(*arguments):
-    return CliRunner().invoke(cli.app, list(map(str, arguments)), catch_exceptions=False)
 
 
 def facts(*arguments):

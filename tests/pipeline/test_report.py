@@ -1,7 +1,7 @@
 """`vp report` as a user types it: what it writes, what it tells, what it survives and what it refuses."""
 
+import contextlib
 import json
-import os
 import re
 import shutil
 from functools import partial
@@ -10,20 +10,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from typer.testing import CliRunner
 
-import cli
 from pipeline.drawn_dataset import draw_dataset
 from pipeline.runs import open_run
+from tests.command_line import vp
 from tests.pipeline.report_world import ReportWorld
 
 KINDS = ("linear", "hybrid", "mlp", "trees")
 SMALL = ("--epochs", "2", "--hidden-dim", "8", "--batch-size", "16", "--quiet")
 LIMIT_BYTES = 2_000_000
-
-
-def vp(*arguments):
-    return CliRunner().invoke(cli.app, list(map(str, arguments)), catch_exceptions=False)
 
 
 def report(*arguments):
@@ -57,14 +52,10 @@ def trained(tmp_path_factory):
     """A folder with one run of every kind of head, which no encoder was needed for."""
     root = tmp_path_factory.mktemp("kinds")
     draw_dataset(root / "dataset", n_train=90, n_test=4)
-    here = Path.cwd()
-    os.chdir(root)
-    try:
+    with contextlib.chdir(root):
         for kind in KINDS:
             result = vp("train-heads", "--modalities", "words,channel,age", "--head", kind, "--name", kind, *SMALL)
             assert result.exit_code == 0, result.output
-    finally:
-        os.chdir(here)
     return root
 
 

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
+from pipeline.oof import SavedOutOfFold
 from pipeline.report_groups import age_effect, age_effect_of, errors_by, errors_of_groups, scored
-from pipeline.report_sources import Notices, OofTable, find_videos
-from tests.pipeline.report_world import ReportWorld, Told
+from pipeline.report_sources import Notices, find_videos
+from tests.pipeline.report_world import ReportWorld, Told, out_of_fold
 
 
 @pytest.fixture
@@ -23,11 +24,8 @@ def groups(world):
     return errors_of_groups(files, videos, videos.ages(np.datetime64("2021-01-01")))
 
 
-def oof_of(folds, errors) -> OofTable:
-    n, errors = len(folds), np.array(errors, np.float64)
-    truth = np.zeros(n)
-    ids, folds = [str(row) for row in range(n)], np.array(folds, np.int32)
-    return OofTable(ids, folds, truth, errors, errors, ["age"], np.zeros((1, n)))
+def oof_of(folds, errors) -> SavedOutOfFold:
+    return out_of_fold(folds, np.zeros(len(folds)), errors)
 
 
 def test_a_group_is_scored_on_its_own_validated_rows():

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.oof import SavedOutOfFold
 from pipeline.report_numbers import numbers_of, reliability
-from pipeline.report_sources import Notices, OofTable, Videos, find_videos
-from tests.pipeline.report_world import N_VIDEOS, ReportWorld, Told
+from pipeline.report_sources import Notices, Videos, find_videos
+from tests.pipeline.report_world import N_VIDEOS, ReportWorld, Told, out_of_fold
 
 
 @pytest.fixture
@@ -25,11 +26,8 @@ def videos_of(world) -> Videos:
     return find_videos(world.config, world.files(), Notices(Told()))
 
 
-def oof_of(log_views, final) -> OofTable:
-    n = len(log_views)
-    ids, folds = [str(row) for row in range(n)], np.zeros(n, np.int32)
-    values = [np.array(column, np.float64) for column in (log_views, final, final)]
-    return OofTable(ids, folds, *values, ["age"], np.zeros((1, n)))
+def oof_of(log_views, final) -> SavedOutOfFold:
+    return out_of_fold(np.zeros(len(log_views)), log_views, final)
 
 
 def test_the_score_is_that_of_the_validated_rows_of_oof_csv(world):

@@ -355,8 +355,8 @@ CONFIGS = {
             "data": RELATIVE,
             "columns": st.dictionaries(st.text(), st.text()),
             "gpus": st.lists(st.integers()).map(tuple),
-            "batch_size": st.none() | st.integers(),
-            "max_bad": st.floats(allow_nan=False, allow_infinity=False),
+            "batch_size": st.none() | st.integers(1),
+            "max_bad": st.floats(0, 1),
             "allow_bin_weights": st.booleans(),
         }
     ),

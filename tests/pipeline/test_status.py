@@ -6,16 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 import cli
 from features.lock import writer_lock
 from pipeline.config import StatusConfig
 from pipeline.status import status
-
-
-def vp(*arguments):
-    return CliRunner().invoke(cli.app, list(map(str, arguments)), catch_exceptions=False)
+from tests.command_line import vp
 
 
 def facts(*arguments):

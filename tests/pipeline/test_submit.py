@@ -1,18 +1,15 @@
 """From finished runs to a submission, through the command line; the runs need no encoder."""
 
+import contextlib
 import csv
 import hashlib
 import io
 import json
-import os
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
-import cli
 from features.config import DatasetConfig
 from features.videos import read_videos
 from heads.ensemble import combine
@@ -22,40 +19,26 @@ from pipeline.drawn_dataset import draw_dataset
 from pipeline.inputs import Source, gather
 from pipeline.runs import open_run
 from pipeline.workspace import Workspace
+from tests.command_line import copy_to_work_in, train, vp
 
 RUNS = {"all": "linear words,channel,age", "old": "linear age", "trees": "trees words,channel,age"}
-
-
-def vp(*arguments):
-    return CliRunner().invoke(cli.app, list(map(str, arguments)), catch_exceptions=False)
-
-
-def train(name, head, modalities, *more):
-    which = ("--head", head, "--modalities", modalities, "--name", name, "--no-diagnostics", "--quiet", *more)
-    result = vp("train-heads", *which)
-    assert result.exit_code == 0, result.output
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A drawn dataset and three runs over it."""
-    root, here = tmp_path_factory.mktemp("submit"), Path.cwd()
-    os.chdir(root)
-    try:
+    root = tmp_path_factory.mktemp("submit")
+    with contextlib.chdir(root):
         draw_dataset(root / "dataset", n_train=180, n_test=40)
         for name, which in RUNS.items():
             train(name, *which.split())
-    finally:
-        os.chdir(here)
     return root
 
 
 @pytest.fixture
 def job(trained, tmp_path, monkeypatch):
     """A copy of it, to work in."""
-    shutil.copytree(trained, tmp_path / "job")
-    monkeypatch.chdir(tmp_path / "job")
-    return tmp_path / "job"
+    return copy_to_work_in(trained, tmp_path, monkeypatch)
 
 
 def submitted(*arguments):

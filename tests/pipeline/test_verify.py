@@ -3,16 +3,10 @@
 import json
 import shutil
 
-from typer.testing import CliRunner
-
-import cli
 from features.lock import writer_lock
 from pipeline.config import VerifyConfig
 from pipeline.verify import verify
-
-
-def vp(*arguments):
-    return CliRunner().invoke(cli.app, list(map(str, arguments)), catch_exceptions=False)
+from tests.command_line import vp
 
 
 def faults(*arguments):
