@@ -48,8 +48,8 @@ class Workers(Protocol):
     def run(self, shared: SplitContext, jobs: Iterator[ShardJob]) -> Iterator[Event]:
         """Have jobs done; `shared` is what they have in common."""
 
-    def retry(self, jobs: Sequence[ShardJob], strikes: int) -> None:
-        """Have more jobs done, before the others."""
+    def retry(self, lost: Lost[ShardJob], jobs: Sequence[ShardJob], strikes: int) -> None:
+        """Have the parts of a lost job done."""
 
 
 @dataclass
@@ -177,7 +177,7 @@ class Making:
             self.timing.steady += event.units if self.timing.busy_seconds else 0
             self._progress.advance(event.units, bottleneck=self.timing.bottleneck, device=event.device)
         elif isinstance(event, Lost):
-            self._corner(event.job, workers, context)
+            self._corner(event, workers, context)
         else:
             self._account(event)
             if event.result.shard is not None:
@@ -195,12 +195,12 @@ class Making:
             timing.fits = made.fits
             self._progress.warn(f"memory ran out on {done.device}: {made.fits} rows at a time from now on")
 
-    def _corner(self, lost: ShardJob, workers: Workers, context: SplitContext) -> None:
+    def _corner(self, event: Lost[ShardJob], workers: Workers, context: SplitContext) -> None:
         """Halve what kills its workers until the row is found that does it; that row is marked."""
-        kind = lost.planned.kind
+        lost, kind = event.job, event.job.planned.kind
         if lost.rows > 1:
             for half in lost.halves():
-                workers.retry([half], STRIKES_OF_A_ROW if half.rows == 1 else STRIKES_OF_A_PART)
+                workers.retry(event, [half], STRIKES_OF_A_ROW if half.rows == 1 else STRIKES_OF_A_PART)
             return
         self._progress.warn(f"{self._table.path.name}: encoding the {kind} of id {lost.ids[0]} kills its worker")
         self._progress.advance(1)

@@ -1,10 +1,10 @@
 """What a worker process of an extraction does: it encodes the rows of a shard and publishes it."""
 
-import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ class ShardSetup:
     """How each process is set up; picklable, and called there with the device.
 
     load_encoder
-        (kind, device) -> the encoder for that kind; called when the first job of a kind comes.
+        (kind, device) -> the encoder for that kind; called once for each kind that there are jobs of.
     cut
         From the bytes of a thumbnail's file to what the encoder takes.
     read_prompt
@@ -59,7 +59,8 @@ class ShardSetup:
 class SplitContext:
     """What all shards of one split have in common.
 
-    `encoder` identifies what makes the vectors; `earlier` finds vectors that were made before, by kind.
+    `encoder` identifies what makes the vectors; `earlier` finds vectors that were made before, for each kind that there
+    are jobs of.
     """
 
     folder: Path
@@ -138,13 +139,15 @@ class ShardWorker:
         self._helper = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="write")
         self._encoders: dict[str, Encoder] = {}
-        self._loading = threading.Lock()
+        self._loading = Stopwatch()  # a worker's first job tells how long its encoders took
         self._tokenized: deque[Future[Tokenized]] = deque()
         self._context: SplitContext
 
     def share(self, shared: SplitContext) -> None:
-        """Take what all shards of the next split have in common."""
+        """Take what all shards of the next split have in common, and load the encoders of their kinds."""
         self._context = shared
+        for kind in shared.earlier:
+            self._loading.timed("load", partial(self._encoder, kind))
 
     def announce(self, job: ShardJob) -> None:
         """Begin to read the thumbnails, or to tokenise the texts, of a job that is to come."""
@@ -154,9 +157,10 @@ class ShardWorker:
 
     def work(self, job: ShardJob, tell: Callable[[int], None]) -> "Future[Made]":
         """Encode the rows of a job; the future ends when a whole shard is on the disk."""
-        context, watch, kind = self._context, Stopwatch(), job.planned.kind
+        context, kind = self._context, job.planned.kind
+        watch, self._loading = self._loading, Stopwatch()
         shard = ShardEncoder(
-            encoder=watch.timed("load", lambda: self._encoder(kind)),
+            encoder=self._encoder(kind),
             device=self._device,
             dim=context.dims[kind],
             donors=context.earlier[kind],
@@ -181,10 +185,9 @@ class ShardWorker:
         return Tokenized.by(self._encoder("text"), prompts)
 
     def _encoder(self, kind: str) -> Encoder:
-        with self._loading:
-            if kind not in self._encoders:
-                self._encoders[kind] = self._setup.load_encoder(kind, self._device_name)
-            return self._encoders[kind]
+        if kind not in self._encoders:
+            self._encoders[kind] = self._setup.load_encoder(kind, self._device_name)
+        return self._encoders[kind]
 
     def _finish(self, job: ShardJob, context: SplitContext, rows: EncodedRows, watch: Stopwatch) -> Made:
         shard = None

@@ -1,7 +1,9 @@
 """Jobs spread over worker processes that may die, hang or be killed; what one of them held is handed out again.
 
 Every death costs the job that was being worked on a strike, and a job with too many strikes is given back to whoever
-ordered it. Jobs that a dead worker held are from then on worked on alone, so that the next death tells whose it is.
+ordered it. Jobs that a dead worker held are from then on worked on alone, so that the next death tells whose it is, and
+elsewhere if there is an elsewhere. A device on which one job after the other dies, while others finish theirs, is given
+up, and what died there is forgiven.
 """
 
 import collections
@@ -9,15 +11,18 @@ import contextlib
 import itertools
 import multiprocessing
 import os
+import queue
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, Generic, TypeVar
 
 from features.errors import WorkersFailedError
-from features.worker import Begun, Failed, Finished, HandOut, Progressed, Ready, Share, Worker, run_worker
+from features.worker import Begun, Failed, Finished, HandOut, Message, Progressed, Ready, Share, Worker, run_worker
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -26,6 +31,8 @@ STRIKES = 3
 """So many workers may die over a job before it is given back."""
 FALSE_STARTS = 3
 """So often a worker may die before it is ready; then its device is given up."""
+VICTIMS = 3
+"""So many different jobs may die on a device that finishes none, while others finish some; then it is given up."""
 DEATHS_IN_A_ROW = 20
 """So many without a single job done in between: it is not the jobs. Cornering one bad row of 1,024 takes 15."""
 
@@ -54,19 +61,29 @@ class Done(Generic[Job, Result]):
 
 @dataclass(frozen=True)
 class Lost(Generic[Job]):
-    """A job has killed too many workers."""
+    """A job has killed too many workers; `family` tells what it was a part of."""
 
     job: Job
     reason: str
+    family: int = -1
 
 
 @dataclass(eq=False)
 class _Ticket(Generic[Job]):
+    """A job; `family` is the number of the job that it is a part of, `deaths` counts those over it by slot."""
+
     number: int
     job: Job
-    strikes_left: int = STRIKES
+    family: int
+    strikes: int = STRIKES
     is_suspect: bool = False
     told: int = 0
+    deaths: "collections.Counter[_Slot[Job]]" = field(default_factory=collections.Counter)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether too many died over it, not counting those on devices that are given up."""
+        return sum(count for slot, count in self.deaths.items() if not slot.is_retired) >= self.strikes
 
 
 class Supervisor(Generic[Job, Result]):
@@ -98,7 +115,7 @@ class Supervisor(Generic[Job, Result]):
         self._numbers = itertools.count()
         self._shared: Share | None = None
         self._fresh: Iterator[Job] = iter(())
-        self._again: collections.deque[_Ticket[Job]] = collections.deque()
+        self._again: list[_Ticket[Job]] = []
         self._deaths_in_a_row = 0
 
     def __enter__(self) -> "Supervisor[Job, Result]":
@@ -129,10 +146,10 @@ class Supervisor(Generic[Job, Result]):
         while self._hand_out():
             yield from self._listen()
 
-    def retry(self, jobs: Sequence[Job], strikes: int) -> None:
-        """Have more jobs done before all others, each alone; for the parts of one that was lost."""
-        tickets = [_Ticket(next(self._numbers), job, strikes, is_suspect=True) for job in jobs]
-        self._again.extendleft(reversed(tickets))
+    def retry(self, lost: Lost[Job], jobs: Sequence[Job], strikes: int) -> None:
+        """Have the parts of a job that was lost done by the next workers that are free, each alone."""
+        tickets = [_Ticket(next(self._numbers), job, lost.family, strikes, is_suspect=True) for job in jobs]
+        self._again[:0] = tickets
 
     def _hand_out(self) -> bool:
         """Give every worker something to do, then every one more; returns whether there is anything to wait for."""
@@ -143,21 +160,26 @@ class Supervisor(Generic[Job, Result]):
         return any(slot.held for slot in self._slots)
 
     def _next(self, slot: "_Slot[Job]") -> _Ticket[Job] | None:
-        if self._again and not slot.held:
-            return self._again.popleft()
+        for place, ticket in enumerate(self._again):
+            if self._may_try(ticket, slot):
+                return None if slot.held else self._again.pop(place)  # it waits until it can be alone
         for job in self._fresh:
-            return _Ticket(next(self._numbers), job)
+            number = next(self._numbers)
+            return _Ticket(number, job, family=number)
         return None
+
+    def _may_try(self, ticket: _Ticket[Job], slot: "_Slot[Job]") -> bool:
+        """Not again where it died, unless it has died everywhere."""
+        return slot not in ticket.deaths or all(each in ticket.deaths for each in self._slots if not each.is_retired)
 
     def _give(self, slot: "_Slot[Job]", ticket: _Ticket[Job]) -> None:
         slot.start()
         slot.held[ticket.number] = ticket
         slot.deadline = time.monotonic() + self._patience
-        with contextlib.suppress(OSError):  # it has just died: that is noticed below
-            if not slot.knows_shared:
-                slot.connection.send(self._shared)
-                slot.knows_shared = True
-            slot.connection.send(HandOut(ticket.number, ticket.job))
+        if not slot.knows_shared:
+            slot.post(self._shared)
+            slot.knows_shared, slot.is_ready = True, False
+        slot.post(HandOut(ticket.number, ticket.job))
 
     def _listen(self) -> Iterator[Told[Job] | Done[Job, Result] | Lost[Job]]:
         """Wait for the next messages or deaths."""
@@ -201,33 +223,38 @@ class Supervisor(Generic[Job, Result]):
             yield Told(slot.device, ticket.job, message.units)
         elif isinstance(message, Finished):
             self._deaths_in_a_row = 0
+            slot.victims.clear()
+            for other in self._slots:
+                other.others_finish = other is not slot
             yield Done(slot.device, slot.held.pop(message.number).job, message.result)
 
     def _bury(self, slot: "_Slot[Job]", reason: str = "") -> Iterator[Told[Job] | Lost[Job]]:
         """Clear up after a death: its jobs go back, the one that was worked on with a strike."""
         pid, ending = slot.process.pid, slot.kill()
         held, slot.held = list(slot.held.values()), {}
+        for ticket in held if slot.is_ready else []:  # before, no job had reached it
+            ticket.is_suspect = True
+            if ticket.number == slot.begun or len(held) == 1:
+                ticket.deaths[slot] += 1
+                slot.victims.add(ticket.family)
         self._count_death(slot, f"worker {pid} on {slot.device} {reason or ending}", handed_back=len(held))
         for ticket in reversed(held):
             if ticket.told:
                 yield Told(slot.device, ticket.job, -ticket.told)
                 ticket.told = 0
-            if slot.is_ready:  # before, no job had reached it
-                ticket.is_suspect = True
-                ticket.strikes_left -= ticket.number == slot.begun or len(held) == 1
-            if ticket.strikes_left > 0:
-                self._again.appendleft(ticket)
+            if ticket.is_lost:
+                yield Lost(ticket.job, reason or ending, ticket.family)
             else:
-                yield Lost(ticket.job, reason or ending)
+                self._again.insert(0, ticket)
 
     def _count_death(self, slot: "_Slot[Job]", what: str, handed_back: int) -> None:
         last_words = "".join(f"\n  {line}" for line in slot.last_words)
         self._deaths_in_a_row += 1
         slot.false_starts += not slot.is_ready
-        if slot.false_starts >= FALSE_STARTS:
+        if slot.false_starts >= FALSE_STARTS or (slot.others_finish and len(slot.victims) >= VICTIMS):
             slot.is_retired = True
         if all(each.is_retired for each in self._slots):
-            raise WorkersFailedError(f"no worker could start: {what}. Its last words:{last_words or ' none'}")
+            raise WorkersFailedError(f"no worker is left: {what}. Its last words:{last_words or ' none'}")
         if self._deaths_in_a_row >= DEATHS_IN_A_ROW:
             raise WorkersFailedError(
                 f"{DEATHS_IN_A_ROW} workers died and no job was done in between; the last: {what}. What is finished is "
@@ -252,9 +279,13 @@ class _Slot(Generic[Job]):
     log_ended: bool = False
     knows_shared: bool = False
     false_starts: int = 0
+    victims: set[int] = field(default_factory=set)  # families that died here since it last finished a job
+    others_finish: bool = False  # whether some other slot has finished a job since
     last_words: collections.deque[str] = field(default_factory=lambda: collections.deque(maxlen=LAST_WORDS))
     process: Any = None
     connection: Connection = field(init=False)
+    outbox: "queue.SimpleQueue[bytes]" = field(init=False)
+    sender: threading.Thread = field(init=False)
     log: Connection = field(init=False)
 
     def has_room(self, jobs: int) -> bool:
@@ -281,9 +312,16 @@ class _Slot(Generic[Job]):
             self.process.start()
         theirs.close()
         their_stderr.close()
+        self.outbox = queue.SimpleQueue()
+        self.sender = threading.Thread(target=_send_all, args=(self.outbox, self.connection), name="send", daemon=True)
+        self.sender.start()
         self.is_running, self.begun = True, -1
         self.is_ready = self.knows_shared = self.log_ended = False
         self.last_words.clear()
+
+    def post(self, message: Message) -> None:
+        """Have a message sent to the process."""
+        self.outbox.put(bytes(ForkingPickler.dumps(message)))
 
     def read_log(self) -> None:
         """Keep the last lines that the process wrote to its stderr."""
@@ -311,8 +349,7 @@ class _Slot(Generic[Job]):
         if self.held:
             self.process.terminate()
         else:
-            with contextlib.suppress(OSError):
-                self.connection.send(None)
+            self.post(None)
 
     def end(self, deadline: float) -> None:
         """Wait for the process until the deadline, then kill it."""
@@ -325,10 +362,19 @@ class _Slot(Generic[Job]):
         self._close()
 
     def _close(self) -> None:
+        self.outbox.put(b"")
+        self.sender.join()  # with the process its end of the pipe is gone, and nobody can be sending into it any more
         self.connection.close()
         self.log.close()
         self.process.close()
         self.is_running = False
+
+
+def _send_all(outbox: "queue.SimpleQueue[bytes]", connection: Connection) -> None:
+    """Send on a thread of its own: one worker that does not listen must not keep the supervisor from the others."""
+    with contextlib.suppress(OSError):  # it has died: the supervisor notices that by itself
+        for message in iter(outbox.get, b""):
+            connection.send_bytes(message)
 
 
 @contextlib.contextmanager

@@ -25,13 +25,16 @@ class Worker(Protocol):
     """What a process can do; made once in it, by a picklable function of the device."""
 
     def share(self, shared: Any) -> None:
-        """Take what all following jobs have in common."""
+        """Take what all following jobs have in common, and make ready for them: what fails here is no job's fault."""
 
     def announce(self, job: Any) -> None:
         """Take note of a job that comes after those announced before it; reading for it may begin."""
 
     def work(self, job: Any, tell: Callable[[int], None]) -> "Future[Any]":
         """Do a job that was announced, telling how many units are done; what is left to wait for is in the future."""
+
+    def close(self) -> None:
+        """End its threads; there are no more jobs."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ Message = Share | HandOut | None
 
 @dataclass(frozen=True)
 class Ready:
-    """From a worker: it can begin."""
+    """From a worker: it is ready for jobs."""
 
 
 @dataclass(frozen=True)
@@ -100,11 +103,11 @@ def run_worker(connection: Connection, log: Connection, setup: Callable[[str], W
     _start_thread(_listen, connection, arrived)
     try:
         worker = setup(device)
-        outbox.send(Ready())
         announced: queue.SimpleQueue[HandOut | None] = queue.SimpleQueue()
         _start_thread(_announce, worker, arrived, announced, outbox)
         for handed in iter(announced.get, None):
             _work(worker, handed, outbox)
+        worker.close()
     except Exception as error:  # noqa: BLE001 - whatever it is, the supervisor must hear of it
         outbox.fail(error)
 
@@ -154,6 +157,7 @@ def _announce(
         for message in iter(arrived.get, None):
             if isinstance(message, Share):
                 worker.share(message.shared)
+                outbox.send(Ready())
             elif isinstance(message, HandOut):
                 worker.announce(message.job)
                 announced.put(message)

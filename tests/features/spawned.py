@@ -20,43 +20,56 @@ from features.texts import joined
 class Clerk:
     """Doubles numbers and adds what is shared; a job may say what happens instead, and how many times.
 
-    A job is (number, what, times); `folder` remembers how often something has happened already.
+    A job is (number, what, times) and whatever else; `folder` remembers how often something has happened already. What
+    happens at the start, when something is shared or at every job happens on the bad device, or on all.
     """
 
     folder: Path
     at_start: str = ""
+    at_share: str = ""
+    at_work: str = ""
     bad_device: str = ""
 
     def __call__(self, device):
-        if self.at_start and (not self.bad_device or device == self.bad_device):
+        bad = not self.bad_device or device == self.bad_device
+        if self.at_start and bad:
             os.write(2, b"something about libcuda.so\n")
             misbehave(self.at_start)
-        return _Clerk(self, device)
+        return _Clerk(self, device, bad)
 
 
 class _Clerk:
-    def __init__(self, setup, device):
-        self.setup, self.device, self.shared, self.announced = setup, device, 0, []
+    def __init__(self, setup, device, bad):
+        self.setup, self.device, self.bad, self.shared, self.announced = setup, device, bad, 0, []
 
     def share(self, shared):
+        if self.bad:
+            misbehave(self.setup.at_share)
         self.shared = shared
 
     def announce(self, job):
-        number, what, times = job
+        number, what, times, *_ = job
         self.announced.append(number)
         if what == "die when announced":
             self.happen("exit", number, times)
 
     def work(self, job, tell):
-        number, what, times = job
+        number, what, times, *_ = job
         assert self.announced.pop(0) == number
         tell(1)
-        if what and what != "die when announced":
+        if self.bad:
+            misbehave(self.setup.at_work)
+        if what == "slow":
+            time.sleep(0.05)
+        elif what and what != "die when announced":
             self.happen(what, number, times)
         tell(1)
         future = Future()
         future.set_result((2 * number + self.shared, os.getpid(), self.device))
         return future
+
+    def close(self):
+        (self.setup.folder / f"closed-{os.getpid()}").touch()
 
     def happen(self, what, number, times):
         marks = [self.setup.folder / f"{number}-{time}" for time in range(times)]
@@ -72,6 +85,8 @@ def misbehave(what):
         os._exit(3)
     elif what == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    elif what == "freeze":
+        os.kill(os.getpid(), signal.SIGSTOP)
     elif what == "hang":
         time.sleep(600)
     elif what == "raise":

@@ -1,6 +1,7 @@
 """Work is done exactly once, whatever its workers do: die, hang, raise, or lose their supervisor."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -121,7 +122,7 @@ def test_what_was_lost_can_be_had_done_in_parts_before_all_other_jobs(tmp_path):
     with Supervisor(Clerk(tmp_path), ["a"], patience_seconds=60.0, warn=lambda text: None) as workers:
         for event in workers.run(0, iter([(0, "exit", 99), *plain(range(1, 9))])):
             if isinstance(event, Lost):
-                workers.retry([(10, "", 0), (11, "", 0)], 1)
+                workers.retry(event, [(10, "", 0), (11, "", 0)], 1)
             elif isinstance(event, Done):
                 done.append(event.job[0])
     assert sorted(done) == [1, 2, 3, 4, 5, 6, 7, 8, 10, 11]
@@ -154,7 +155,7 @@ def test_workers_that_cannot_start_are_given_up_soon_with_their_last_words(offic
     with pytest.raises(WorkersFailedError) as told:
         office(plain(range(3)), ("a", "b"), at_start="exit")
     assert time.monotonic() - started < 60
-    assert "no worker could start" in str(told.value)
+    assert "no worker is left" in str(told.value)
     assert "the last words of a dying worker" in str(told.value)
     assert "something about libcuda.so" in str(told.value)
 
@@ -167,9 +168,64 @@ def test_a_device_that_never_starts_leaves_its_work_to_the_others(office):
     assert "the device is given up" in warnings[-1]
 
 
+def test_a_device_where_no_encoder_loads_leaves_its_work_to_the_others(office):
+    """Its failures come before any job reached it, so no job is blamed."""
+    results, lost, warnings, _ = office(plain(range(8)), ("a", "b"), at_share="raise", bad_device="a")
+    assert sorted(results) == list(range(8))
+    assert {device for _, _, device in results.values()} == {"b"}
+    assert lost == []
+    assert len(warnings) == 3
+    assert "the device is given up" in warnings[-1]
+
+
+def test_a_device_on_which_every_job_dies_is_given_up_and_no_job_is_blamed(tmp_path):
+    warnings, done = [], []
+
+    def jobs():
+        for number in range(2000):
+            if "the device is given up" in "".join(warnings):
+                return
+            yield number, "slow", 1
+
+    setup = Clerk(tmp_path, at_work="kill", bad_device="a")
+    with Supervisor(setup, ["a", "b"], patience_seconds=60.0, warn=warnings.append) as workers:
+        for event in workers.run(0, jobs()):
+            assert not isinstance(event, Lost)
+            if isinstance(event, Done):
+                assert event.device == "b"
+                done.append(event.job[0])
+    assert sorted(done) == list(range(len(done)))
+    assert 3 <= len(warnings) <= 5
+    assert len(done) < 2000
+
+
+def test_a_job_that_killed_its_worker_is_tried_on_another_device_next(office):
+    jobs = [(number, "kill" if number == 3 else "slow", 1) for number in range(12)]
+    results, lost, warnings, _ = office(jobs, ("a", "b"))
+    assert (len(results), lost, len(warnings)) == (12, [], 1)
+    died_on = re.search(r"worker \d+ on (\w) died of SIGKILL", warnings[0]).group(1)
+    assert {results[3][2], died_on} == {"a", "b"}
+
+
+def test_a_worker_that_is_stopped_does_not_keep_the_others_from_their_work(office):
+    """It does not read what it is sent, and the pipe to it is full."""
+    jobs = [(number, "freeze" if number == 0 else "", 1, bytes(1 << 20)) for number in range(12)]
+    results, lost, warnings, _ = office(jobs, ("a", "b"), patience=8.0)
+    assert sorted(results) == list(range(12))
+    assert lost == []
+    assert "said nothing for 8 s" in warnings[0]
+    assert len(warnings) == 1
+
+
+def test_workers_close_what_they_opened_when_there_are_no_more_jobs(office, tmp_path):
+    results, *_ = office(plain(range(4)), ("a", "b"))
+    for _, pid, _ in results.values():
+        assert (tmp_path / f"closed-{pid}").exists()
+
+
 def test_when_everything_dies_it_is_not_the_jobs(office, monkeypatch):
     def again(lost, workers):
-        workers.retry([lost.job], 1)
+        workers.retry(lost, [lost.job], 1)
 
     monkeypatch.setattr("features.supervise.DEATHS_IN_A_ROW", 7)
     with pytest.raises(WorkersFailedError, match="7 workers died and no job was done in between"):
