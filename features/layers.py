@@ -46,6 +46,15 @@ def unfrozen(depths: Mapping[str, int], which: str) -> list[str]:
     return [name for name, depth in depths.items() if depth >= max(least, 0)]
 
 
+def linear_layers(tower: Any, which: str) -> list[str]:
+    """Names of the linear layers in the blocks that `all`, or `last:N`, means."""
+    prefix, n_blocks = _blocks(tower)
+    least = 0 if which == "all" else n_blocks - last_blocks(which)
+    linear = [name for name, module in tower.named_modules() if isinstance(module, torch.nn.Linear)]
+    inside = [name for name in linear if name.startswith(prefix)]
+    return [name for name in inside if int(name.removeprefix(prefix).partition(".")[0]) >= least]
+
+
 def last_blocks(which: str) -> int:
     """The N of `last:N`.
 

@@ -14,11 +14,23 @@ import torch
 from jaxtyping import Float, Float32, Float64, Int64
 
 from heads.fitted import Branch, FittedHeads, Head
-from heads.inputs import Inputs
-from heads.readers import AsIs, Knots, Projection
+from heads.inputs import AnyBlock, Category, Inputs
+from heads.readers import AsIs, CategoryMeans, Knots, Projection
 
 LEAST_SHARE = 1e-3
 """Share of the weights that a modality starts with at least: logarithms need one. Its head shrinks by as much."""
+
+
+@dataclass(frozen=True, eq=False)
+class Learning:
+    """Which rows a fold learns from, and their targets on its z scale; `rng` parts them.
+
+    A channel's mean holds the target of the very row that is to learn from it: these rows read it from the others.
+    """
+
+    train_rows: Int64[np.ndarray, " train"]
+    z: Float64[np.ndarray, " row"]
+    rng: np.random.Generator
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,8 +92,11 @@ class DifferentiableHeads(torch.nn.Module):
         """Weights of the trained modalities."""
         return self._mass * torch.softmax(self.logits, dim=0)
 
-    def known(self, inputs: Inputs | None, n_rows: int) -> KnownRows:
-        """What the frozen heads and the readers say of rows; `inputs` needs no embeddings, so there may be none."""
+    def known(self, inputs: Inputs | None, n_rows: int, learning: Learning | None = None) -> KnownRows:
+        """What the frozen heads and the readers say of rows; `inputs` needs no embeddings, so there may be none.
+
+        With `learning`, rows to learn from are read as they were when the heads were fitted.
+        """
         offset = np.zeros(n_rows)
         columns, present = {}, {}
         for name, weight in zip(self._fitted.modalities, self._fitted.weights, strict=True):
@@ -92,7 +107,7 @@ class DifferentiableHeads(torch.nn.Module):
                 columns[name] = [torch.from_numpy(branch.reader.read(block)) for branch in head.branches]
                 present[name] = torch.from_numpy(block.present.astype(np.float32))
             else:
-                offset += weight * head.outputs(block) * block.present
+                offset += weight * _frozen_outputs(head, block, learning) * block.present
         return KnownRows(torch.from_numpy(offset.astype(np.float32)), columns, present)
 
     def outputs(
@@ -222,6 +237,15 @@ class _Layers(torch.nn.Module):
             biases=tuple(map(_to_numpy, self.biases)),
             table=None if self.table is None else _to_numpy(self.table),
         )
+
+
+def _frozen_outputs(head: Head, block: AnyBlock, learning: Learning | None) -> Float64[np.ndarray, " row"]:
+    outputs = head.outputs(block)
+    if learning is not None and isinstance(block, Category):
+        rows = learning.train_rows
+        _, columns = CategoryMeans.fit_train(block, learning.z, rows, learning.rng)
+        outputs[rows] = sum(branch.after(columns[rows]) for branch in head.branches)
+    return outputs
 
 
 def _is_frozen(head: Head) -> bool:

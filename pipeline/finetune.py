@@ -1,6 +1,5 @@
 """`vp finetune`: run + images -> run with the encoder unfrozen, one fold per device, resumable after every epoch."""
 
-import json
 import shutil
 import time
 from collections.abc import Mapping
@@ -10,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from features import durable
-from features.errors import CacheError, UsageError, WorkersFailedError
-from features.plan import differences
+from features.errors import UsageError, WorkersFailedError
+from features.lora import require_peft
 from features.progress import Progress
 from features.supervise import Done, Lost, Supervisor
 from features.videos import VideoTable
@@ -21,33 +19,23 @@ from heads.members import FittedModel, Training
 from pipeline.config import FinetuneConfig
 from pipeline.dataset import Dataset, read_dataset
 from pipeline.devices import BF16_CAPABILITY, choose_devices, cores, gpu
+from pipeline.finetune_begun import begin
+from pipeline.finetune_fold import MOMENTS, Context, Made, MakeMember, Trained, TrainFold
+from pipeline.finetune_loop import chosen_factor
 from pipeline.finetune_memory import estimate, refuse_on_cpu
 from pipeline.finetune_result import Result, facts_of, outcome
 from pipeline.finetune_start import Start, read_start
 from pipeline.finetune_state import records_so_far
-from pipeline.finetune_worker import (
-    MOMENTS,
-    Context,
-    FinetuneSetup,
-    Made,
-    MakeMember,
-    Trained,
-    TrainFold,
-    chosen_factor,
-)
+from pipeline.finetune_worker import FinetuneSetup
 from pipeline.inputs import gather
 from pipeline.outcome import Outcome
 from pipeline.runs import building
-from pipeline.settings import to_plain
 from pipeline.tracking import RunLog, run_log
 from pipeline.workspace import Workspace
 
 PATIENCE_SECONDS = 1800.0
 """A worker says a word after every batch; loading an encoder from a slow disk is the longest that it is silent."""
 MAX_FEED_THREADS = 16
-
-BESIDE_THE_POINT = {"gpus", "device", "num_workers", "force", "wandb", "data", "work", "name", "init", "model"}
-"""Options that an unfinished training may be continued without: they do not change where it ends."""
 
 TUNING = ".tuning"
 
@@ -91,7 +79,10 @@ class Stage:
         name = config.name or f"{start.run.name}_finetuned"
         if name == start.run.name:
             raise UsageError(f"--name {name} is the run that this starts from: choose another")
-        _tell_memory(config, start, devices, progress)
+        if config.lora:
+            require_peft()
+        precision = _precision(devices)
+        _tell_memory(config, start, devices, precision, progress)
         on_cpu = devices[0] == "cpu"
         reference = np.datetime64(start.run.part("reference_date"))
         context = Context(
@@ -106,11 +97,10 @@ class Stage:
             plan=start.plan,
             heads=start.heads,
             expected=start.expected,
-            precision=_precision(devices),
+            precision=precision,
             cached_precision=start.cached_precision,
             feed_threads=config.num_workers
             or (1 if on_cpu else min(MAX_FEED_THREADS, max(1, cores() // len(devices)))),
-            compute_threads=max(1, cores() // len(devices)),
             folder=workspace.run(name).with_name(f".{name}{TUNING}"),
         )
         return cls(config, workspace, dataset, start, context, devices, progress)
@@ -127,22 +117,23 @@ class Stage:
 
     def run(self, aside: Path, begun: float) -> dict[str, Any]:
         """Train, choose, make the members, and write the run; returns its metrics."""
-        self._check_unfinished()
-        name, plan = self.context.name, self.start.plan
+        name, plan, precision = self.context.name, self.start.plan, self.context.precision
+        threads = begin(self.context, self.start, self.progress)
         with (
             run_log(
                 aside / "metrics.jsonl",
                 mode=self.config.wandb,
                 name=name,
                 folder=self.workspace.root,
-                config=facts_of(name, self.config, self.start, self.context.precision),
+                config=facts_of(name, self.config, self.start, precision),
                 progress=self.progress,
             ) as log,
             Supervisor[TrainFold | MakeMember, Any](
-                FinetuneSetup(self.context.compute_threads),
+                FinetuneSetup(threads),
                 self.devices,
                 patience_seconds=PATIENCE_SECONDS,
                 warn=self.progress.warn,
+                jobs_each=1,
             ) as workers,
         ):
             trained = self._train(workers, log)
@@ -156,7 +147,7 @@ class Stage:
                 config=self.config,
                 dataset=self.dataset,
                 start=self.start,
-                precision=self.context.precision,
+                precision=precision,
                 trained=trained,
                 made=self._make(workers, factors, aside),
                 factors=factors,
@@ -166,28 +157,6 @@ class Stage:
             _log_results(log, training, metrics)
         result.write(aside, training, oof, metrics)
         return metrics
-
-    def _check_unfinished(self) -> None:
-        """Refuse to continue what was begun otherwise; note what this is, for the next time."""
-        path = self.tuning / "begun.json"
-        plain = to_plain(self.config)
-        ours: dict[str, Any] = {key: value for key, value in plain.items() if key not in BESIDE_THE_POINT}
-        files = self.start.run.part("files")
-        ours |= {"run": self.start.run.name, "precision": self.context.precision}
-        ours |= {"folds": self.start.run.part("folds")["digest"]}
-        ours |= {name: digest for name, digest in files.items() if name.endswith("_final.safetensors")}
-        if path.is_file():
-            try:
-                theirs = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise CacheError(f"{path} is damaged ({error}): remove {self.tuning}") from error
-            if found := differences(ours, theirs):
-                raise UsageError(
-                    f"an unfinished fine-tuning {self.context.name} was begun otherwise ({'; '.join(found)}): give the "
-                    f"same options, another --name, or remove {self.tuning}"
-                )
-            self.progress.note(f"going on with the unfinished {self.context.name}")
-        durable.publish(path, json.dumps(ours, indent=1) + "\n")
 
     def _train(self, workers: Supervisor[TrainFold | MakeMember, Any], log: RunLog) -> dict[int, Trained]:
         plan, epochs = self.start.plan, self.config.epochs
@@ -236,10 +205,10 @@ def _precision(devices: list[str]) -> str:
     return "bf16" if gpus and all(gpu(device).capability >= BF16_CAPABILITY for device in gpus) else "fp32"
 
 
-def _tell_memory(config: FinetuneConfig, start: Start, devices: list[str], progress: Progress) -> None:
+def _tell_memory(config: FinetuneConfig, start: Start, devices: list[str], precision: str, progress: Progress) -> None:
     kinds = list(dict.fromkeys(start.kind_of.values()))
     rows = max(len(start.plan.train_rows(fold)) for fold in range(start.plan.n_folds))
-    estimated = estimate(config, start.encoder, kinds, rows)
+    estimated = estimate(config, start.encoder, kinds, rows, precision)
     if devices == ["cpu"]:
         refuse_on_cpu(config, estimated, start.plan.n_folds)
     progress.note(f"{start.encoder.tag}: {estimated.told}")
@@ -261,8 +230,9 @@ def _lost(fold: int, reason: str) -> str:
 
 def _log_results(log: RunLog, training: Training[FittedModel], metrics: Mapping[str, Any]) -> None:
     for member in training.members:
-        fold, best = f"fold_{member.fold}", member.history[member.best_epoch]
-        values = {"best_epoch": member.best_epoch, "best_msle": member.best_msle, "best_val_loss": best.val_loss}
+        fold, variance = f"fold_{member.fold}", member.best.standardisation.sd**2
+        values: dict[str, Any] = {"best_epoch": member.best_epoch, "best_msle": member.best_msle}
+        values["best_val_loss"] = member.best_msle / variance
         log.result({f"{fold}/{key}": value for key, value in values.items()})
     names = ("oof_msle", "oof_msle_final", "oof_msle_constant", "seconds")
     weights = {f"ensemble/weights/{modality}": weight for modality, weight in metrics["weights"].items()}

@@ -18,6 +18,8 @@ ACTIVATIONS_PER_NUMBER = 34
 (Korthikanti et al., arXiv:2205.05198, without the attention scores)."""
 BYTES_TRAINED, BYTES_FROZEN = 20, 4
 """Weight, gradient, two moments and moving average of a parameter in float32; or the weight alone."""
+BYTES_CAST = 2
+"""Of a weight in bf16, as the products read it."""
 CPU_FLOPS = 1e11
 """What a few cores reach in float32, within a factor of a few."""
 
@@ -50,6 +52,10 @@ class TowerSize:
         """Of the tower, without biases and norms."""
         return self.blocks * self.block_parameters + self.outside
 
+    def block_additions(self, rank: int) -> int:
+        """Of what `--lora` adds to one block: to four square layers and to the two behind them."""
+        return rank * (8 * self.width + 2 * (self.width + self.inner))
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -71,8 +77,10 @@ class Estimate:
         )
 
 
-def estimate(config: FinetuneConfig, encoder: EncoderConfig, kinds: Sequence[str], rows: int) -> Estimate:
-    """Estimate a fold with `rows` training rows.
+def estimate(
+    config: FinetuneConfig, encoder: EncoderConfig, kinds: Sequence[str], rows: int, precision: str = "bf16"
+) -> Estimate:
+    """Estimate a fold with `rows` training rows; in float32 activations take twice as much.
 
     Raises
     ------
@@ -81,19 +89,29 @@ def estimate(config: FinetuneConfig, encoder: EncoderConfig, kinds: Sequence[str
     """
     towers = {kind: tower_size(encoder, kind) for kind in kinds}
     state, activations, trained, flops = 0, 0, 0, 0.0
+    bf16 = precision == "bf16"
     for tower in towers.values():
-        blocks = tower.blocks if config.unfreeze == "all" else min(last_blocks(config.unfreeze), tower.blocks)
-        ours = tower.parameters if config.unfreeze == "all" else blocks * tower.block_parameters
-        ours, blocks = (0, 0) if config.freeze_clip else (ours, blocks)
+        blocks, ours = _trained(config, tower)
         trained += ours
-        state += ours * BYTES_TRAINED + (tower.parameters - ours) * BYTES_FROZEN
+        frozen = tower.parameters - (0 if config.lora else ours)
+        state += ours * BYTES_TRAINED + frozen * BYTES_FROZEN + bf16 * tower.parameters * BYTES_CAST
         per_block = tower.tokens * tower.width
         kept = 2 * per_block * blocks + ACTIVATIONS_PER_NUMBER * per_block
         full = ACTIVATIONS_PER_NUMBER * per_block * blocks
-        activations += config.batch_size * (kept if config.gradient_checkpointing else full)
+        activations += config.batch_size * (kept if config.gradient_checkpointing else full) * (1 if bf16 else 2)
         passes = 2 * tower.blocks + 4 * blocks  # forward through all, back through those that train
         flops += passes * tower.block_parameters * tower.tokens * rows * config.epochs
     return Estimate(sum(tower.parameters for tower in towers.values()), trained, state, activations, flops)
+
+
+def _trained(config: FinetuneConfig, tower: TowerSize) -> tuple[int, int]:
+    """How many blocks gradients flow through, and how many parameters they train."""
+    if config.freeze_clip:
+        return 0, 0
+    blocks = tower.blocks if config.unfreeze == "all" else min(last_blocks(config.unfreeze), tower.blocks)
+    if config.lora:
+        return blocks, blocks * tower.block_additions(config.lora)
+    return blocks, tower.parameters if config.unfreeze == "all" else blocks * tower.block_parameters
 
 
 def refuse_on_cpu(config: FinetuneConfig, estimated: Estimate, folds: int) -> None:

@@ -1,4 +1,4 @@
-"""The encoder and the heads of one fold as one model, whose parameters can be taken out, mixed and put back."""
+"""The towers of an encoder and the heads of one fold as one model, whose parameters can be taken out and put back."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,16 +10,12 @@ import torch
 from jaxtyping import Bool, Float, Float32, Float64
 
 from features.augment import random_crops
-from features.families import TowerEncoder
-from features.layers import layer_depths, learning_rate_scales, unfrozen
 from heads.differentiable import DifferentiableHeads, KnownRows
 from pipeline.config import FinetuneConfig
 from pipeline.finetune_batches import Batch
+from pipeline.finetune_towers import TrainedTowers, Values, copied, put
 
-TOWER_WEIGHT_DECAY, HEAD_WEIGHT_DECAY = 0.05, 0.01
-
-Values = dict[str, torch.Tensor]
-"""Trained parameters by name, on the CPU: `image.` and `text.` of the towers, `heads.` of the heads."""
+HEAD_WEIGHT_DECAY = 0.01
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +31,7 @@ class TunedModel:
 
     def __init__(
         self,
-        encoder: TowerEncoder,
+        towers: TrainedTowers,
         heads: DifferentiableHeads,
         kind_of: Mapping[str, str],
         config: FinetuneConfig,
@@ -43,47 +39,20 @@ class TunedModel:
         device: str,
         precision: str,
     ) -> None:
-        self.encoder, self.kind_of, self.device = encoder, kind_of, torch.device(device)
+        self._towers, self.kind_of, self.device = towers, kind_of, torch.device(device)
         self.heads = heads.to(self.device)
         self._bf16 = precision == "bf16"
-        self._groups: list[dict[str, Any]] = []
-        self.parameters: dict[str, torch.nn.Parameter] = {}
-        self.towers = [] if config.freeze_clip else [encoder.towers[kind] for kind in dict.fromkeys(kind_of.values())]
-        if not config.freeze_clip:
-            for kind in dict.fromkeys(kind_of.values()):
-                self._unfreeze(kind, config)
-        self.parameters |= {f"heads.{name}": parameter for name, parameter in self.heads.named_parameters()}
-        self._groups += self.heads.parameter_groups(config.head_lr, HEAD_WEIGHT_DECAY)
-
-    def _unfreeze(self, kind: str, config: FinetuneConfig) -> None:
-        tower = self.encoder.towers[kind]
-        depths = layer_depths(tower)
-        scales = learning_rate_scales(depths, config.layer_decay)
-        chosen = set(unfrozen(depths, config.unfreeze))
-        for name, parameter in tower.named_parameters():
-            if name in chosen:
-                parameter.requires_grad_(requires_grad=True)
-                self.parameters[f"{kind}.{name}"] = parameter
-                decay = TOWER_WEIGHT_DECAY if parameter.ndim >= 2 else 0.0
-                lr = config.lr * scales[name]
-                self._groups.append({"params": [parameter], "lr": lr, "weight_decay": decay})
-        if config.gradient_checkpointing:
-            _checkpoint_activations(tower)
-
-    @property
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """For AdamW; each group has the learning rate of its layer."""
-        return self._groups
+        of_heads = {f"heads.{name}": parameter for name, parameter in self.heads.named_parameters()}
+        self.parameters: dict[str, torch.nn.Parameter] = towers.parameters | of_heads
+        self.parameter_groups = [*towers.groups, *self.heads.parameter_groups(config.head_lr, HEAD_WEIGHT_DECAY)]
 
     def values(self) -> Values:
-        """A copy of the trained parameters as they are now, on the CPU: a device holds what every step needs."""
-        return {name: parameter.detach().to("cpu", copy=True) for name, parameter in self.parameters.items()}
+        """A copy of the trained parameters as they are now, on the CPU."""
+        return copied(self.parameters)
 
-    @torch.no_grad()
     def put(self, values: Mapping[str, torch.Tensor]) -> None:
         """Make the parameters these values."""
-        for name, parameter in self.parameters.items():
-            parameter.copy_(values[name])
+        put(self.parameters, values)
 
     @contextlib.contextmanager
     def holding(self, values: Mapping[str, torch.Tensor]) -> Iterator[None]:
@@ -96,9 +65,8 @@ class TunedModel:
             self.put(before)
 
     def training(self, *, on: bool) -> None:
-        """Towers in the mode of training (dropout, gradient checkpointing), or of use."""
-        for tower in self.towers:
-            tower.train(on)
+        """Towers in the mode of training, or of use."""
+        self._towers.training(on=on)
 
     def vectors(self, batch: Batch, augment: torch.Generator | None = None) -> dict[str, Float[torch.Tensor, "row _"]]:
         """Vectors of a batch by kind; training pictures are cropped at random."""
@@ -107,9 +75,9 @@ class TunedModel:
             if batch.pixels is not None:
                 pixels = batch.pixels.to(self.device, non_blocking=True)
                 crops = pixels if augment is None else random_crops(pixels, augment)
-                vectors["image"] = self.encoder.image_vectors(crops)
+                vectors["image"] = self._towers.encoder.image_vectors(crops)
             if batch.tokens is not None:
-                vectors["text"] = self.encoder.text_vectors(batch.tokens, batch.pad_to)
+                vectors["text"] = self._towers.encoder.text_vectors(batch.tokens, batch.pad_to)
         return vectors
 
     def embed(self, batches: Iterator[Batch], tell: Any) -> Vectors:
@@ -145,21 +113,5 @@ class TunedModel:
         return z.double().cpu().numpy()
 
 
-def mixed(start: Mapping[str, torch.Tensor], tuned: Mapping[str, torch.Tensor], factor: float) -> Values:
-    """Values on the way from `start` (0) to `tuned` (1), towers and heads alike: WiSE-FT (arXiv:2109.01903)."""
-    if factor == 0:
-        return dict(start)
-    return {name: torch.lerp(start[name], value, factor) for name, value in tuned.items()}
-
-
 def _joined(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {kind: np.concatenate([part[kind] for part in parts]) for kind in parts[0]}
-
-
-def _checkpoint_activations(tower: Any) -> None:
-    """Under the name that transformers gives it today, or the older one."""
-    options = {"use_reentrant": False}
-    if hasattr(tower, "activation_checkpointing_enable"):
-        tower.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
-    else:
-        tower.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)

@@ -17,9 +17,11 @@ from heads.metrics import msle
 from pipeline.checkpoint import Checkpoint, write_checkpoint
 from pipeline.config import FinetuneConfig
 from pipeline.dataset import Dataset
+from pipeline.finetune_fold import MOMENTS, Made, Trained
 from pipeline.finetune_start import Start
-from pipeline.finetune_worker import MOMENTS, Made, Predicted, Trained
 from pipeline.finetuned import TEST_PREDICTIONS, predictions_table, table_digest
+from pipeline.model_card import FILE as MODEL_CARD
+from pipeline.model_card import model_card
 from pipeline.outcome import Outcome, table
 from pipeline.runs import checkpoint_path, seal
 from pipeline.scores import OutOfFold, distribution, fold_info, metrics_of
@@ -47,16 +49,16 @@ class Result:
         contributions = np.full((len(modalities), len(truth)), np.nan)
         members: list[TrainedMember[FittedModel]] = []
         for fold in range(plan.n_folds):
-            rows, result = plan.val_rows(fold), made[fold]
-            baseline[rows] = result.validation["best"].baseline
-            contributions[:, rows] = result.validation["best"].contributions
-            best[rows] = result.validation["best"].log_views
-            final[rows] = result.validation["final"].log_views
+            rows, member = plan.val_rows(fold), made[fold]
+            baseline[rows] = member["best"].validation.baseline
+            contributions[:, rows] = member["best"].validation.contributions
+            best[rows] = member["best"].validation.log_views
+            final[rows] = member["final"].validation.log_views
             members.append(
                 TrainedMember(
                     fold=fold,
-                    best=result.heads["best"],
-                    final=result.heads["final"],
+                    best=member["best"].heads,
+                    final=member["final"].heads,
                     best_epoch=trained[fold].best_epoch,
                     best_msle=msle(truth[rows], best[rows]),
                     final_msle=msle(truth[rows], final[rows]),
@@ -76,7 +78,7 @@ class Result:
         metrics = {"run": self.name, "head": run.part("config").get("head"), "rows": len(oof.log_views)}
         metrics |= metrics_of(training, oof, run.modalities, self.dataset.train.ages_years(reference))
         frozen = {key: before[key] for key in ("oof_msle", "oof_msle_final", "fold_msle", "fold_msle_final")}
-        return metrics | {"frozen": frozen}
+        return metrics | {"frozen": frozen, "duplicates_across_folds": before["duplicates_across_folds"]}
 
     def write(self, aside: Path, training: Training[FittedModel], oof: OutOfFold, metrics: Mapping[str, Any]) -> None:
         """Every file of the run but those of the towers, which the workers wrote."""
@@ -94,11 +96,13 @@ class Result:
         facts = facts_of(self.name, self.config, self.start, self.precision) | {
             "created_utc": datetime.now(UTC).isoformat(timespec="seconds")
         }
+        facts["towers"] = [{m: self.made[fold][m].towers for m in MOMENTS} for fold in sorted(self.made)]
         if (test := self.dataset.test) is not None:
-            folds = [_columns(self.made[fold].test or {}, run.modalities) for fold in sorted(self.made)]
+            folds = [_columns(self.made[fold], run.modalities) for fold in sorted(self.made)]
             _publish_csv(aside / TEST_PREDICTIONS, predictions_table(test.ids, folds))
             facts["test_digest"] = table_digest(test)
         durable.publish(aside / "metrics.json", json.dumps(metrics, indent=1) + "\n")
+        durable.publish(aside / MODEL_CARD, model_card(facts, metrics, self.dataset.train))
         seal(aside, facts)
 
 
@@ -115,6 +119,7 @@ def facts_of(name: str, config: FinetuneConfig, start: Start, precision: str) ->
         "additive": True,
         "finetuned_from": {
             "run": run.name,
+            "config": run.part("config"),
             "checkpoints": {
                 file: digest for file, digest in run.checkpoint_digests.items() if file.endswith("_final.safetensors")
             },
@@ -150,7 +155,8 @@ def outcome(config: FinetuneConfig, folder: Path, metrics: Mapping[str, Any], *,
     return Outcome([*table(lines), "", score, done], metrics, following)
 
 
-def _columns(test: Mapping[str, Predicted], modalities: list[str]) -> dict[str, np.ndarray]:
+def _columns(made: Made, modalities: list[str]) -> dict[str, np.ndarray]:
+    test = {moment: member.test for moment, member in made.items() if member.test is not None}
     named = [f"contribution_{modality}" for modality in modalities]
     columns = {f"log_pred_{moment}": predicted.log_views for moment, predicted in test.items()}
     return columns | dict(zip(named, test["best"].contributions, strict=True))

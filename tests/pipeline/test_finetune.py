@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from typer.testing import CliRunner
 
 import cli
 from features.encoders import resolve_encoder
@@ -34,14 +33,11 @@ from pipeline.finetuned import load_tuned_encoder, stored_predictions, towers_na
 from pipeline.inputs import Source, gather
 from pipeline.runs import open_run
 from pipeline.workspace import Workspace
+from tests.command_line import copy_to_work_in, last_json, vp
 from tests.pipeline.spawned_finetune import DiesOnce
 
 EPOCHS = 2
 OPTIONS = {"epochs": EPOCHS, "lr": 3e-4, "head_lr": 1e-3, "batch_size": 8, "device": "cpu"}
-
-
-def vp(*arguments):
-    return CliRunner().invoke(cli.app, list(map(str, arguments)), catch_exceptions=False)
 
 
 @pytest.fixture(scope="session")
@@ -73,9 +69,7 @@ def frozen(tmp_path_factory):
 @pytest.fixture
 def job(frozen, tmp_path, monkeypatch):
     """A copy of it, to work in."""
-    shutil.copytree(frozen, tmp_path / "job")
-    monkeypatch.chdir(tmp_path / "job")
-    return tmp_path / "job"
+    return copy_to_work_in(frozen, tmp_path, monkeypatch)
 
 
 def prepared(**changes):
@@ -254,9 +248,7 @@ def tuned(frozen, tmp_path_factory):
 
 @pytest.fixture
 def tuned_job(tuned, tmp_path, monkeypatch):
-    shutil.copytree(tuned, tmp_path / "job")
-    monkeypatch.chdir(tmp_path / "job")
-    return tmp_path / "job"
+    return copy_to_work_in(tuned, tmp_path, monkeypatch)
 
 
 def test_the_run_is_like_any_other_and_its_rest_is_gone(tuned_job):

@@ -1,0 +1,60 @@
+"""How an unfinished fine-tuning was begun, so that it is continued in the same way or not at all."""
+
+import json
+from typing import Any
+
+from features import durable
+from features.errors import CacheError, UsageError
+from features.plan import differences
+from features.progress import Progress
+from pipeline.devices import cores
+from pipeline.finetune_fold import Context
+from pipeline.finetune_start import Start
+from pipeline.settings import to_plain
+
+BESIDE_THE_POINT = {"gpus", "device", "num_workers", "force", "wandb", "data", "work", "name", "init", "model"}
+"""Options that an unfinished training may be continued without: they do not change where it ends."""
+
+_THREADS = "compute_threads"
+
+
+def begin(context: Context, start: Start, progress: Progress) -> int:
+    """Note how a fine-tuning is begun, or that it goes on; returns the threads that it computes with on a CPU.
+
+    As the last bits of a result depend on the number of threads, it is that of
+    the beginning, whoever computes beside it later.
+
+    Raises
+    ------
+    UsageError
+        It was begun with other options, folds or heads.
+    CacheError
+        The note is damaged.
+    """
+    folder, name = context.folder, context.name
+    path = folder / "begun.json"
+    ours = _begun(context, start)
+    if not path.is_file():
+        threads = cores()
+        durable.publish(path, json.dumps(ours | {_THREADS: threads}, indent=1) + "\n")
+        return threads
+    try:
+        theirs = dict(json.loads(path.read_text(encoding="utf-8")))
+        threads = int(theirs.pop(_THREADS))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CacheError(f"{path} is damaged ({error!r}): remove {folder}") from error
+    if found := differences(ours, theirs):
+        raise UsageError(
+            f"an unfinished fine-tuning {name} was begun otherwise ({'; '.join(found)}): give the same options, "
+            f"another --name, or remove {folder}"
+        )
+    progress.note(f"going on with the unfinished {name}")
+    return threads
+
+
+def _begun(context: Context, start: Start) -> dict[str, Any]:
+    """Everything that decides where a fine-tuning ends."""
+    options = {key: value for key, value in to_plain(context.config).items() if key not in BESIDE_THE_POINT}
+    files = {file: digest for file, digest in start.run.part("files").items() if file.endswith("_final.safetensors")}
+    folds = start.run.part("folds")["digest"]
+    return {**options, "run": start.run.name, "precision": context.precision, "folds": folds, **files}
