@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from heads.differentiable import DifferentiableHeads
+from heads.differentiable import DifferentiableHeads, Learning
+from heads.inputs import Category, Inputs
 from tests.heads.test_fitted import TRAIN_ROWS, canonical, draw_fitted, draw_model
 
 
@@ -76,3 +77,26 @@ def test_gradients_reach_embeddings_of_any_length(world):
         vector.requires_grad_()
     module.outputs(vectors, module.known(inputs, inputs.n_videos)).square().sum().backward()
     assert all(float(vector.grad.abs().sum()) > 0 for vector in vectors.values())
+
+
+def test_a_row_to_learn_from_does_not_know_its_own_target(world):
+    """Its channel's mean comes from other rows: changing its target moves the terms of others, never its own."""
+    fitted, inputs = world
+    alone = Inputs(tuple(block for block in inputs.blocks if block.modality not in ("image", "text")))
+    (channel,) = (block for block in inputs.blocks if isinstance(block, Category))
+    z = np.random.default_rng(5).normal(size=inputs.n_videos)
+    row = next(row for row in TRAIN_ROWS if channel.present[row] and (channel.codes == channel.codes[row]).sum() > 2)
+
+    def offsets(targets):
+        learning = Learning(TRAIN_ROWS, targets, np.random.default_rng(0))
+        return DifferentiableHeads(fitted).known(alone, inputs.n_videos, learning).offset.numpy()
+
+    moved = z.copy()
+    moved[row] += 100.0
+    before, after = offsets(z), offsets(moved)
+    assert before[row] == after[row]
+    others = np.setdiff1d(TRAIN_ROWS, [row])
+    assert (before[others] != after[others]).any()
+    unseen = np.setdiff1d(np.arange(inputs.n_videos), TRAIN_ROWS)
+    plain = DifferentiableHeads(fitted).known(alone, inputs.n_videos).offset.numpy()
+    np.testing.assert_array_equal(before[unseen], plain[unseen])

@@ -26,9 +26,10 @@ from pipeline.config import FinetuneConfig
 from pipeline.dataset import read_dataset
 from pipeline.finetune import Stage
 from pipeline.finetune_batches import RowFeed
-from pipeline.finetune_loop import FACTORS
 from pipeline.finetune_state import FoldState
-from pipeline.finetune_worker import FinetuneSetup, MakeMember, TrainFold, chosen_factor
+from pipeline.finetune_fold import FoldOnDevice, MakeMember, TrainFold
+from pipeline.finetune_loop import FACTORS, chosen_factor
+from pipeline.finetune_worker import FinetuneSetup
 from pipeline.finetuned import load_tuned_encoder, stored_predictions, towers_name
 from pipeline.inputs import Source, gather
 from pipeline.runs import open_run
