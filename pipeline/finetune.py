@@ -19,7 +19,7 @@ from heads.members import FittedModel, Training
 from pipeline.config import FinetuneConfig
 from pipeline.dataset import Dataset, read_dataset
 from pipeline.devices import BF16_CAPABILITY, choose_devices, cores, gpu
-from pipeline.finetune_begun import begin
+from pipeline.finetune_begun import begin, decisive
 from pipeline.finetune_fold import MOMENTS, Context, Made, MakeMember, Trained, TrainFold
 from pipeline.finetune_loop import chosen_factor
 from pipeline.finetune_memory import estimate, refuse_on_cpu
@@ -118,7 +118,7 @@ class Stage:
     def run(self, aside: Path, begun: float) -> dict[str, Any]:
         """Train, choose, make the members, and write the run; returns its metrics."""
         name, plan, precision = self.context.name, self.start.plan, self.context.precision
-        threads = begin(self.context, self.start, self.progress)
+        threads = begin(self.tuning, name, decisive(self.config, self.start.run, precision), self.progress)
         with (
             run_log(
                 aside / "metrics.jsonl",

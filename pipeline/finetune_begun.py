@@ -1,15 +1,17 @@
 """How an unfinished fine-tuning was begun, so that it is continued in the same way or not at all."""
 
 import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from features import durable
 from features.errors import CacheError, UsageError
 from features.plan import differences
 from features.progress import Progress
+from pipeline.config import FinetuneConfig
 from pipeline.devices import cores
-from pipeline.finetune_fold import Context
-from pipeline.finetune_start import Start
+from pipeline.runs import Run
 from pipeline.settings import to_plain
 
 BESIDE_THE_POINT = {"gpus", "device", "num_workers", "force", "wandb", "data", "work", "name", "init", "model"}
@@ -18,11 +20,18 @@ BESIDE_THE_POINT = {"gpus", "device", "num_workers", "force", "wandb", "data", "
 _THREADS = "compute_threads"
 
 
-def begin(context: Context, start: Start, progress: Progress) -> int:
+def begin(folder: Path, name: str, ours: Mapping[str, Any], progress: Progress) -> int:
     """Note how a fine-tuning is begun, or that it goes on; returns the threads that it computes with on a CPU.
 
-    As the last bits of a result depend on the number of threads, it is that of
-    the beginning, whoever computes beside it later.
+    As the last bits of a result depend on the number of threads, it is that of the beginning, whoever computes beside
+    it later.
+
+    Parameters
+    ----------
+    folder
+        Holds what is not finished.
+    ours
+        What decides where it ends, see `decisive`.
 
     Raises
     ------
@@ -31,12 +40,10 @@ def begin(context: Context, start: Start, progress: Progress) -> int:
     CacheError
         The note is damaged.
     """
-    folder, name = context.folder, context.name
     path = folder / "begun.json"
-    ours = _begun(context, start)
     if not path.is_file():
         threads = cores()
-        durable.publish(path, json.dumps(ours | {_THREADS: threads}, indent=1) + "\n")
+        durable.publish(path, json.dumps({**ours, _THREADS: threads}, indent=1) + "\n")
         return threads
     try:
         theirs = dict(json.loads(path.read_text(encoding="utf-8")))
@@ -52,9 +59,8 @@ def begin(context: Context, start: Start, progress: Progress) -> int:
     return threads
 
 
-def _begun(context: Context, start: Start) -> dict[str, Any]:
-    """Everything that decides where a fine-tuning ends."""
-    options = {key: value for key, value in to_plain(context.config).items() if key not in BESIDE_THE_POINT}
-    files = {file: digest for file, digest in start.run.part("files").items() if file.endswith("_final.safetensors")}
-    folds = start.run.part("folds")["digest"]
-    return {**options, "run": start.run.name, "precision": context.precision, "folds": folds, **files}
+def decisive(config: FinetuneConfig, run: Run, precision: str) -> dict[str, Any]:
+    """Everything that decides where a fine-tuning of `run` ends."""
+    options = {key: value for key, value in to_plain(config).items() if key not in BESIDE_THE_POINT}
+    files = {file: digest for file, digest in run.part("files").items() if file.endswith("_final.safetensors")}
+    return {**options, "run": run.name, "precision": precision, "folds": run.part("folds")["digest"], **files}

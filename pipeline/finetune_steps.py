@@ -127,24 +127,9 @@ class Steps:
             done += len(batch.rows)
             self._tell(len(batch.rows))
         seen.add_loss(squares, n_rows)
-        norms = self._clipped_norms()
+        norms = _clipped_norms(self._model.parameters)
         self._optimizer.step()
         return squares if math.isfinite(norms) else norms
-
-    def _clipped_norms(self) -> float:
-        """Clip the gradients of towers and heads, each by themselves; returns the sum of the norms that they had.
-
-        A parameter that no row of a step reached has a gradient of 0, so that all count the same steps.
-        """
-        norms = 0.0
-        for of_heads in (True, False):
-            named = self._model.parameters.items()
-            part = [parameter for name, parameter in named if name.startswith("heads.") is of_heads]
-            for parameter in part:
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-            norms += float(torch.nn.utils.clip_grad_norm_(part, CLIP_NORM)) if part else 0.0
-        return norms
 
     def _squares(self, batch: Batch, augment: torch.Generator, seen: "Seen") -> torch.Tensor:
         known = self._known.take(batch.rows, self._model.device)
@@ -188,6 +173,21 @@ class Seen:
         weights = np.array([moved.get(name, weight) for name, weight in zip(names, raw.tolist(), strict=True)])
         weights /= weights.sum()
         return weights
+
+
+def _clipped_norms(parameters: Mapping[str, torch.nn.Parameter]) -> float:
+    """Clip the gradients of towers and heads, each by themselves; returns the sum of the norms that they had.
+
+    A parameter that no row of a step reached has a gradient of 0, so that all count the same steps.
+    """
+    norms = 0.0
+    for of_heads in (True, False):
+        part = [parameter for name, parameter in parameters.items() if name.startswith("heads.") is of_heads]
+        for parameter in part:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        norms += float(torch.nn.utils.clip_grad_norm_(part, CLIP_NORM)) if part else 0.0
+    return norms
 
 
 @torch.no_grad()

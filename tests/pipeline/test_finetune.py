@@ -26,15 +26,15 @@ from pipeline.config import FinetuneConfig
 from pipeline.dataset import read_dataset
 from pipeline.finetune import Stage
 from pipeline.finetune_batches import RowFeed
-from pipeline.finetune_state import FoldState
-from pipeline.finetune_fold import FoldOnDevice, MakeMember, TrainFold
+from pipeline.finetune_fold import MakeMember, TrainFold
 from pipeline.finetune_loop import FACTORS, chosen_factor
+from pipeline.finetune_state import FoldState
 from pipeline.finetune_worker import FinetuneSetup
 from pipeline.finetuned import load_tuned_encoder, stored_predictions, towers_name
 from pipeline.inputs import Source, gather
 from pipeline.runs import open_run
 from pipeline.workspace import Workspace
-from tests.command_line import copy_to_work_in, last_json, vp
+from tests.command_line import copy_to_work_in, vp
 from tests.pipeline.spawned_finetune import DiesOnce
 
 EPOCHS = 2
