@@ -78,7 +78,7 @@ class Result:
         metrics = {"run": self.name, "head": run.part("config").get("head"), "rows": len(oof.log_views)}
         metrics |= metrics_of(training, oof, run.modalities, self.dataset.train.ages_years(reference))
         frozen = {key: before[key] for key in ("oof_msle", "oof_msle_final", "fold_msle", "fold_msle_final")}
-        return metrics | {"frozen": frozen, "duplicates_across_folds": before["duplicates_across_folds"]}
+        return metrics | {"before_tuning": frozen, "duplicates_across_folds": before["duplicates_across_folds"]}
 
     def write(self, aside: Path, training: Training[FittedModel], oof: OutOfFold, metrics: Mapping[str, Any]) -> None:
         """Every file of the run but those of the towers, which the workers wrote."""
@@ -134,7 +134,7 @@ def facts_of(name: str, config: FinetuneConfig, start: Start, precision: str) ->
 
 def outcome(config: FinetuneConfig, folder: Path, metrics: Mapping[str, Any], *, has_test: bool) -> Outcome:
     """What is shown: the scores of both runs side by side."""
-    frozen, name = metrics["frozen"], metrics["run"]
+    frozen, name = metrics["before_tuning"], metrics["run"]
     folds = range(len(metrics["fold_msle"]))
     lines = [["MSLE", *[f"fold {fold}" for fold in folds], "all"]]
     for label, source in (("frozen", frozen), ("fine-tuned", metrics)):

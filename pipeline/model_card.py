@@ -111,7 +111,7 @@ def _worst(metrics: Mapping[str, Any]) -> list[str]:
 
 def _before(metrics: Mapping[str, Any]) -> list[list[Any]]:
     """The scores that a fine-tuned run began with."""
-    if (frozen := metrics.get("frozen")) is None:
+    if (frozen := metrics.get("before_tuning")) is None:
         return []
     return [["before tuning, last epoch", frozen["oof_msle_final"]], ["before tuning, best epoch", frozen["oof_msle"]]]
 
