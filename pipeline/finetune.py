@@ -149,7 +149,7 @@ class Stage:
                 start=self.start,
                 precision=precision,
                 trained=trained,
-                made=self._make(workers, factors, aside),
+                made=self._make(workers, trained, factors, aside),
                 factors=factors,
             )
             training, oof = result.scored()
@@ -182,11 +182,16 @@ class Stage:
         return trained
 
     def _make(
-        self, workers: Supervisor[TrainFold | MakeMember, Any], factors: Mapping[int, Mapping[str, float]], aside: Path
+        self,
+        workers: Supervisor[TrainFold | MakeMember, Any],
+        trained: Mapping[int, Trained],
+        factors: Mapping[int, Mapping[str, float]],
+        aside: Path,
     ) -> dict[int, Made]:
         jobs = [MakeMember(fold, chosen, aside) for fold, chosen in factors.items()]
+        members = sum(1 if trained[job.fold].has_one_member(job.factors) else len(MOMENTS) for job in jobs)
         tables = sum(len(videos) for videos in self.dataset.tables)
-        self.progress.begin("predicting with the tuned towers", len(MOMENTS) * len(jobs) * tables, "rows")
+        self.progress.begin("predicting with the tuned towers", members * tables, "rows")
         made: dict[int, Made] = {}
         for event in workers.run(self.context, jobs):
             if isinstance(event, Lost):

@@ -23,6 +23,7 @@ from pipeline.finetune_batches import RowFeed
 from pipeline.finetune_loop import FoldTraining
 from pipeline.finetune_model import TunedModel, Vectors
 from pipeline.finetune_start import START_WITHIN
+from pipeline.finetune_state import FoldState
 from pipeline.finetune_steps import FoldTask
 from pipeline.finetune_towers import TrainedTowers, Values, mixed
 from pipeline.tuned_towers import changed_towers, towers_name, write_towers
@@ -88,6 +89,15 @@ class Trained:
     records: list[EpochRecord]
     best_epoch: int
 
+    @classmethod
+    def of(cls, state: FoldState) -> "Trained":
+        """What a state tells of its fold."""
+        return cls(state.errors, state.records, state.best_epoch)
+
+    def has_one_member(self, factors: Mapping[str, float]) -> bool:
+        """Whether both moments are one: the last epoch was the best, and both go as far from the frozen weights."""
+        return self.best_epoch == self.records[-1].epoch and factors["best"] == factors["final"]
+
 
 @dataclass(frozen=True, eq=False)
 class Predicted:
@@ -149,8 +159,7 @@ class FoldOnDevice:
 
     def trained(self) -> Trained:
         """Train to the end."""
-        state = self._training().run()
-        return Trained(state.errors, state.records, state.best_epoch)
+        return Trained.of(self._training().run())
 
     def made(self, job: MakeMember) -> Made:
         """Make the member of each moment, once where they are the same."""
@@ -158,7 +167,7 @@ class FoldOnDevice:
         state = training.finished()
         factors = job.factors
         final = self._member("final", mixed(training.start, state.average, factors["final"]), training.start, job)
-        if state.best_epoch == state.epoch and factors["best"] == factors["final"]:
+        if Trained.of(state).has_one_member(factors):
             return {"best": final, "final": final}
         best = self._member("best", mixed(training.start, state.best, factors["best"]), training.start, job)
         return {"best": best, "final": final}

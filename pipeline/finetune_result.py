@@ -78,7 +78,7 @@ class Result:
         metrics = {"run": self.name, "head": run.part("config").get("head"), "rows": len(oof.log_views)}
         metrics |= metrics_of(training, oof, run.modalities, self.dataset.train.ages_years(reference))
         frozen = {key: before[key] for key in ("oof_msle", "oof_msle_final", "fold_msle", "fold_msle_final")}
-        return metrics | {"before_tuning": frozen, "duplicates_across_folds": before["duplicates_across_folds"]}
+        return metrics | {"before_tuning": frozen, "duplicates_across_folds": before.get("duplicates_across_folds", {})}
 
     def write(self, aside: Path, training: Training[FittedModel], oof: OutOfFold, metrics: Mapping[str, Any]) -> None:
         """Every file of the run but those of the towers, which the workers wrote."""

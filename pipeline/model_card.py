@@ -170,7 +170,7 @@ def _flags(plain: Mapping[str, Any], config_class: type[TrainHeadsConfig] | type
     elsewhere = ("data", "work") if config_class is TrainHeadsConfig else ("data", "work", "model")
     told = []
     for option in options_of(config_class):
-        value = plain[option.name]
+        value = plain.get(option.name, default[option.name])  # an older run may lack a newer option
         if value == default[option.name] or option.only_in_file or option.name in elsewhere:
             continue
         if isinstance(value, bool):

@@ -71,3 +71,19 @@ def test_a_large_encoder_is_refused_on_a_cpu_unless_forced(encoder):
     with pytest.raises(UsageError, match=r"too large .*425\.8 M parameters.* hours\): use a GPU"):
         refuse_on_cpu(FinetuneConfig(), of(encoder), 3)
     refuse_on_cpu(FinetuneConfig(force=True), of(encoder), 3)
+
+
+def test_float32_keeps_twice_the_activations_and_no_second_copy_of_the_weights(encoder):
+    half, whole = (estimate(FinetuneConfig(), encoder, ["image", "text"], 1, each) for each in ("bf16", "fp32"))
+    assert whole.activation_bytes == 2 * half.activation_bytes
+    assert half.state_bytes - whole.state_bytes == 2 * half.parameters
+
+
+def test_additions_of_rank_8_train_a_hundredth_of_the_parameters(encoder):
+    """By hand: 8 (8 width + 2 (width + 4 width)) per block, 24 of 1024 and 12 of 768."""
+    added = of(encoder, lora=8)
+    assert added.trained == 8 * 18 * (24 * 1024 + 12 * 768)
+    assert added.trained / added.parameters == pytest.approx(0.0114, abs=1e-3)
+    assert added.state_bytes < of(encoder).state_bytes / 3
+    assert added.activation_bytes == of(encoder).activation_bytes
+    assert of(encoder, lora=8, unfreeze="last:4").trained < added.trained
