@@ -1,10 +1,11 @@
 """One training step of `vp finetune`: seconds, peak memory and the share of the device's arithmetic that is used.
 
     .venv/bin/python benchmarks/finetune_step.py [--model tiny|FOLDER] [--batch 16] [--device cuda:0] [--steps 10]
-        [--unfreeze all|last:N] [--gradient-checkpointing] [--peak-tflops 312]
+        [--unfreeze all|last:N] [--lora RANK] [--gradient-checkpointing] [--peak-tflops 312]
 
 Thumbnails and token ids are drawn at random and are on hand, so nothing is waited for but the device. FLOPs are counted
-as 2 per parameter of a block and token forwards and 4 backwards; recomputed activations do not count.
+as 2 per parameter of a block and token forwards and 4 backwards; recomputed activations do not count. The memory is the
+highest of the process, so checkpointing is compared by two calls.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from pipeline.config import FinetuneConfig
 from pipeline.finetune_batches import Batch
 from pipeline.finetune_memory import estimate
 from pipeline.finetune_model import TunedModel
+from pipeline.finetune_towers import TrainedTowers
 from pipeline.outcome import size_told
 
 WARM_UP_STEPS = 2
@@ -39,13 +41,15 @@ def main() -> None:
         batch_size=options.batch,
         epochs=1,
         unfreeze=options.unfreeze,
+        lora=options.lora,
         gradient_checkpointing=options.gradient_checkpointing,
     )
     encoder = resolve_encoder(options.model, Path(tempfile.mkdtemp()))
     kinds = list(encoder.dim)
-    estimated = estimate(config, encoder, kinds, options.batch)
+    precision = "fp32" if options.device == "cpu" else "bf16"
+    estimated = estimate(config, encoder, kinds, options.batch, precision)
     print(f"{encoder.tag}, batch {options.batch}, {options.device}: {estimated.told}")
-    seconds = statistics.median(timed_steps(options, config, encoder, kinds))
+    seconds = statistics.median(timed_steps(options, config, encoder, precision))
     tflops = estimated.flops / seconds / 1e12
     share = f", MFU {tflops / options.peak_tflops:.3f}" if options.peak_tflops else ""
     print(f"{seconds:.4f} s per step, {options.batch / seconds:.1f} pairs/s, {tflops:.4f} TFLOP/s{share}")
@@ -53,15 +57,14 @@ def main() -> None:
 
 
 def timed_steps(
-    options: argparse.Namespace, config: FinetuneConfig, encoder: EncoderConfig, kinds: Sequence[str]
+    options: argparse.Namespace, config: FinetuneConfig, encoder: EncoderConfig, precision: str
 ) -> list[float]:
-    loaded = load_encoder(encoder, kinds, options.device, "fp32")
-    precision = "fp32" if options.device == "cpu" else "bf16"
+    kinds = list(encoder.dim)
+    towers = TrainedTowers(load_encoder(encoder, kinds, options.device, "fp32"), kinds, config)
     heads = DifferentiableHeads(linear_heads(encoder, kinds))
-    model = TunedModel(
-        loaded, heads, {kind: kind for kind in kinds}, config, device=options.device, precision=precision
-    )
-    optimizer = torch.optim.AdamW(model.parameter_groups, lr=config.lr)
+    kind_of = {kind: kind for kind in kinds}
+    model = TunedModel(towers, heads, kind_of, config, device=options.device, precision=precision)
+    optimizer = torch.optim.AdamW(model.parameter_groups, lr=config.tower_lr)
     batch = drawn_batch(encoder, kinds, options.batch)
     known = heads.known(None, options.batch).take(batch.rows, model.device)
     target = torch.randn(options.batch, device=model.device)
@@ -122,6 +125,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--unfreeze", default="all")
+    parser.add_argument("--lora", type=int, default=0)
     parser.add_argument("--gradient-checkpointing", action="store_true")
     parser.add_argument("--peak-tflops", type=float, default=0.0, help="of the device in bf16, for the MFU")
     return parser.parse_args()

@@ -10,7 +10,6 @@ from features.errors import CacheError, UsageError
 from features.plan import differences
 from features.progress import Progress
 from pipeline.config import FinetuneConfig
-from pipeline.devices import cores
 from pipeline.runs import Run
 from pipeline.settings import to_plain
 
@@ -42,7 +41,7 @@ def begin(folder: Path, name: str, ours: Mapping[str, Any], progress: Progress) 
     """
     path = folder / "begun.json"
     if not path.is_file():
-        threads = cores()
+        threads = own_threads()
         durable.publish(path, json.dumps({**ours, _THREADS: threads}, indent=1) + "\n")
         return threads
     try:
@@ -57,6 +56,13 @@ def begin(folder: Path, name: str, ours: Mapping[str, Any], progress: Progress) 
         )
     progress.note(f"going on with the unfinished {name}")
     return threads
+
+
+def own_threads() -> int:
+    """How many threads torch would take by itself, which OMP_NUM_THREADS decides if it is set."""
+    import torch  # noqa: PLC0415 - seconds, which a refusal can spare
+
+    return torch.get_num_threads()
 
 
 def decisive(config: FinetuneConfig, run: Run, precision: str) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def finetuned(*options):
     One thread computes: several that wait for each other crawl on a machine that does something else as well.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finetune_begun, "cores", lambda: 1)
+        patch.setattr(finetune_begun, "own_threads", lambda: 1)
         result = vp("finetune", *FLAGS, *options)
     assert result.exit_code == 0, result.output
     return result

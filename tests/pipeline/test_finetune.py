@@ -187,7 +187,7 @@ def test_a_fold_whose_worker_dies_is_handed_out_again(job, monkeypatch):
 
 
 def test_a_killed_command_goes_on_at_its_last_epoch_with_as_many_threads(job, monkeypatch):
-    script = "from pipeline import finetune_begun; finetune_begun.cores = lambda: 1; from cli import app; app()"
+    script = "from pipeline import finetune_begun; finetune_begun.own_threads = lambda: 1; from cli import app; app()"
     command = [sys.executable, "-c", script, "finetune", *AGAIN, *map(str, FLAGS)]
     environment = os.environ | {"PYTHONPATH": str(cli.__file__).removesuffix("cli.py")}
     state = Path("work/runs/.again.tuning/fold0/state.json")
@@ -201,7 +201,7 @@ def test_a_killed_command_goes_on_at_its_last_epoch_with_as_many_threads(job, mo
     refused = vp("finetune", *AGAIN, *FLAGS, "--seed", 7)
     assert refused.exit_code == 2
     assert "seed: 7 here, 42 there" in refused.output
-    monkeypatch.setattr(finetune_begun, "cores", lambda: 2)
+    monkeypatch.setattr(finetune_begun, "own_threads", lambda: 2)
     result = vp("finetune", *AGAIN, *FLAGS)
     assert result.exit_code == 0, result.output
     assert "going on with the unfinished again" in result.output

@@ -23,9 +23,9 @@ def begun(folder, parts=PARTS, precision="fp32", **options):
 
 
 def test_the_threads_of_the_beginning_are_those_of_the_end(folder, monkeypatch):
-    monkeypatch.setattr(finetune_begun, "cores", lambda: 3)
+    monkeypatch.setattr(finetune_begun, "own_threads", lambda: 3)
     assert begun(folder) == 3
-    monkeypatch.setattr(finetune_begun, "cores", lambda: 8)
+    monkeypatch.setattr(finetune_begun, "own_threads", lambda: 8)
     assert begun(folder) == 3
 
 

@@ -84,3 +84,31 @@ def test_a_sum_with_a_product_goes_the_same_straight_way(factor):
     tuned = {a: torch.randn(2, 5, generator=generator), b: torch.randn(4, 2, generator=generator)}
     found = mixed(start, tuned, factor)
     torch.testing.assert_close(found[b] @ found[a], factor * (tuned[b] @ tuned[a]))
+
+
+@pytest.fixture(params=["clip", "siglip", "dinov2", "bert"])
+def encoder(request, models, siglip_folder, dino_folder, sentence_folder):
+    """An encoder of each family, with random weights."""
+    find = {"clip": lambda: "tiny", "siglip": lambda: siglip_folder, "bert": lambda: sentence_folder("bert")}
+    return resolve_encoder(str(find.get(request.param, lambda: dino_folder("dinov2"))()), models)
+
+
+@pytest.mark.parametrize("options", [{}, {"unfreeze": "last:1"}, {"lora": 2}, {"gradient_checkpointing": True}])
+def test_gradients_reach_what_is_trained_in_every_family(encoder, options):
+    """All but what no vector depends on, such as the mask token of DINOv2."""
+    kinds = list(encoder.dim)
+    towers = TrainedTowers(load_encoder(encoder, kinds, "cpu", "fp32"), kinds, FinetuneConfig(**options))
+    towers.training(on=True)
+    generator = torch.Generator().manual_seed(0)
+    if "image" in kinds:
+        pixels = torch.randint(0, 256, (2, 3, *encoder.preprocess.output), generator=generator).float()
+        towers.encoder.image_vectors(pixels).square().sum().backward()
+    if "text" in kinds:
+        tokens, _ = towers.encoder.tokenize(["a cake", "two"])
+        length = max(map(len, tokens)) if towers.encoder.trims_text else towers.encoder.max_tokens
+        towers.encoder.text_vectors(tokens, length).square().sum().backward()
+    reached = [name for name, parameter in towers.parameters.items() if parameter.grad is not None]
+    assert len(reached) >= 0.9 * len(towers.parameters)
+    assert {name.partition(".")[0] for name in reached} == set(kinds)
+    moved = [name for name in reached if towers.parameters[name].grad.abs().sum() > 0]
+    assert len(moved) >= (0.4 if options.get("lora") else 0.8) * len(reached)  # A waits for B, which begins at zero
