@@ -65,6 +65,8 @@ VALUES = [
     ("train-heads --on-duplicate", "first", '"first"', "first"),
     ("train-heads --on-bad-label", "drop", '"drop"', "drop"),
     ("finetune --init", "a run", '"a run"', "a run"),
+    ("finetune --lr", "3e-4", "3e-4", 3e-4),
+    ("finetune --lr", None, '"auto"', None),
     ("train-heads --stream", True, "true", True),
     ("submit --stream", False, "false", False),
     ("submit --stream", None, '"auto"', None),
