@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test check fmt bench clean
+.PHONY: help demo test test-slow check fmt bench clean
 
 help:  ## show this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 # pip first: --group needs a version that knows dependency groups (25.1)
 $(INSTALLED): pyproject.toml constraints.txt
@@ -21,8 +21,13 @@ demo: $(INSTALLED)  ## install, then run the main job on a drawn dataset (offlin
 
 # One process per core and one thread in each: matrices in tests are small, and threads that wait for each other cost
 # more than they save. The tests of a file stay together, because they share what they build.
-test: $(INSTALLED)  ## install, then run every test
-	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses auto --dist loadfile
+TEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses auto
+
+test: $(INSTALLED)  ## install, then run every test that is not slow
+	$(TEST) --dist loadfile -m 'not slow'
+
+test-slow: $(INSTALLED)  ## the slow tests: more faults, at every call to the disk (some minutes)
+	$(TEST) -m slow tests
 
 check: $(INSTALLED)  ## formatting, lint, types, and who may import whom
 	$(BIN)/ruff format --check .

@@ -9,12 +9,14 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from features.errors import StorageError
 from pipeline.config import (
     CONFIG_OF,
     CompareConfig,
@@ -30,7 +32,7 @@ from pipeline.config import (
     TrainHeadsConfig,
     VerifyConfig,
 )
-from pipeline.console import Console
+from pipeline.console import Console, lead_nowhere
 from pipeline.errors import EXPECTED_ERRORS, exit_code
 from pipeline.outcome import Outcome
 from pipeline.settings import Option, load, options_of
@@ -103,8 +105,9 @@ class Terminated(BaseException):
 
 def _run(stage: Stage, configure: Callable[[], Any], console: Console, *, json: bool) -> int:
     """Run one stage to its exit code; a user's mistake is one message, a bug keeps its traceback."""
+    _open_closed_streams()
     _turn_signals_into_exceptions()
-    _share_the_cores()
+    _set_up_libraries()
     try:
         outcome = stage(configure(), console)
     except EXPECTED_ERRORS as error:
@@ -117,7 +120,11 @@ def _run(stage: Stage, configure: Callable[[], Any], console: Console, *, json: 
     try:
         _report(outcome, console, json=json)
     except BrokenPipeError:  # `vp ... | head`: the work is done and kept
-        _close_stdout()
+        lead_nowhere(sys.stdout)
+    except OSError as error:
+        lead_nowhere(sys.stdout)
+        console.error(f"the result cannot be written to stdout: {error.strerror}; what was made is kept")
+        outcome = replace(outcome, error=outcome.error or StorageError())
     return 0 if outcome.error is None else exit_code(outcome.error)
 
 
@@ -133,13 +140,24 @@ def _report(outcome: Outcome, console: Console, *, json: bool) -> None:
         console.json(facts)
 
 
-def _share_the_cores() -> None:
-    """Give numpy's BLAS half of the cores; it reads this when it is loaded, and a user's own choice wins.
+def _open_closed_streams() -> None:
+    """`vp ... >&-`: otherwise the first file that is opened gets the number of the stream, and what is printed."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            os.dup2(nowhere, number)
+            setattr(sys, name, os.fdopen(number, "w" if number else "r"))
 
-    Its threads wait actively for each other. With one of two cores taken by other work, the search of the linear head
-    took 86 s with two threads and 5 s with one; on two free cores 3.6 s and 5.1 s.
+
+def _set_up_libraries() -> None:
+    """Say what libraries read when they are loaded; a user's own choice wins.
+
+    numpy's BLAS gets half of the cores, because its threads wait actively for each other: with one of two cores taken
+    by other work, the search of the linear head took 86 s with two threads and 5 s with one; on two free cores 3.6 s
+    and 5.1 s. GPUs are numbered as nvidia-smi numbers them; left alone, CUDA calls the fastest one 0.
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // 2)))
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
 
 
 def _turn_signals_into_exceptions() -> None:
@@ -150,11 +168,6 @@ def _turn_signals_into_exceptions() -> None:
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), stop)
-
-
-def _close_stdout() -> None:
-    """Nobody reads any more; without this the interpreter complains when it flushes at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @command(ExtractConfig)

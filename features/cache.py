@@ -12,6 +12,7 @@ from typing import Any
 
 from features import durable
 from features.errors import CacheError
+from features.kinds import IMAGE
 from features.lock import WHOLE, Part, part_lock
 from features.making import Making, Timing, Workers
 from features.plan import (
@@ -28,6 +29,7 @@ from features.plan import (
     write_plan,
 )
 from features.progress import Progress
+from features.shards import index_of
 from features.status import Status, bad
 from features.survey import Assessment, assess, read_survey, thumbnail_stamps
 from features.videos import VideoTable
@@ -102,7 +104,7 @@ def make_cache(
     with part_lock(folder, part, wait_seconds=wait_seconds):
         durable.remove_leftovers(folder)
         before = _assess(folder, table, recipe)
-        _quarantine(before, progress)
+        _quarantine(before, part, progress)
         making = Making(table, before, progress)
         making.check_environment(workers, recipe.environment)
         _write_pending(before)
@@ -120,9 +122,9 @@ def make_plan(table: VideoTable, recipe: Recipe) -> CachePlan:
     shards = []
     for index, start, stop in shard_ranges(len(table), recipe.rows_per_shard):
         for kind in recipe.dims:
-            texts = table.text_digest[start:stop].tobytes() if kind == "text" else b""
+            texts = table.text_digest[start:stop].tobytes() if kind != IMAGE else b""
             key = shard_key(encoder, kind, recipe.batch_size, table.ids[start:stop], texts)
-            stamps = thumbnail_stamps(table, start, stop) if kind == "image" else ""
+            stamps = thumbnail_stamps(table, start, stop) if kind == IMAGE else ""
             shards.append(PlannedShard(kind, index, start, stop, key, stamps))
     return CachePlan(
         semantic=recipe.semantic,
@@ -153,9 +155,12 @@ def _assess(folder: Path, table: VideoTable, recipe: Recipe) -> Assessment:
     return assess(survey, replace(make_plan(table, recipe), environment=environment), table)
 
 
-def _quarantine(before: Assessment, progress: Progress) -> None:
+def _quarantine(before: Assessment, part: Part, progress: Progress) -> None:
+    """Move damaged shards of our part out of the way; those of others are for them to move."""
     folder = before.survey.folder
     for name in before.survey.damaged:
+        if not part.holds(index_of(name)):
+            continue
         progress.warn(f"{folder / name} is damaged: moved to {QUARANTINE}/, its rows are encoded again")
         durable.move(folder / name, folder / QUARANTINE / name)
 

@@ -12,13 +12,19 @@ import re
 import shutil
 import socket
 import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 from features.errors import StorageError
+from features.processes import is_alive
+
+Given = ParamSpec("Given")
+Got = TypeVar("Got")
 
 
 class DiskCalls:
-    """The system calls that publishing needs, one method each, so that a test can fail or stop at any of them."""
+    """The calls that change the disk, one method each, so that a test can fail or stop at any of them."""
 
     def create(self, path: Path) -> int:
         """Open a new file for writing; it must not exist."""
@@ -36,6 +42,18 @@ class DiskCalls:
         """Rename, over whatever file `target` is."""
         source.replace(target)
 
+    def make_folder(self, folder: Path) -> None:
+        """Make one folder; it may be there already."""
+        folder.mkdir(exist_ok=True)
+
+    def unlink(self, path: Path) -> None:
+        """Remove a file, which may be gone already."""
+        path.unlink(missing_ok=True)
+
+    def remove_tree(self, folder: Path) -> None:
+        """Remove a folder, which is no link, and everything in it."""
+        shutil.rmtree(folder)
+
 
 calls = DiskCalls()
 
@@ -50,73 +68,123 @@ def publish(path: Path, data: bytes | str) -> None:
     Raises
     ------
     StorageError
-        The disk is full, read-only or failing; the old file, if there was one, is untouched.
+        The disk is full, read-only or failing, or `path` is a folder, a device or a pipe; what was there is untouched.
     """
     raw = data.encode("utf-8") if isinstance(data, str) else data
-    temporary = path.with_name(f".tmp-{_HOST}-{os.getpid()}-{uuid.uuid4().hex}")
+    temporary = _temporary_beside(path)
     try:
-        make_folder(path.parent)
-        _write_synced(temporary, raw)
-        calls.replace(temporary, path)
-        sync_folder(path.parent)
-    except OSError as error:
-        raise storage_error(path, error, needed_bytes=len(raw)) from error
+        with _told_of(path, needed_bytes=len(raw)):
+            _refuse_what_is_no_file(path)
+            _make_folder(path.parent)
+            _write_synced(temporary, raw)
+            _repeated(calls.replace, temporary, path)
+            sync_folder(path.parent)
     finally:
         with contextlib.suppress(OSError):  # after the rename there is nothing left to remove
-            temporary.unlink()
+            _repeated(calls.unlink, temporary)
 
 
-def move(source: Path, target: Path) -> None:
-    """Rename a file or folder durably; `target` must not be a folder that holds files."""
+@contextlib.contextmanager
+def lines_of(path: Path) -> Iterator[Callable[[str], None]]:
+    """Begin a file that grows and is read meanwhile, flushed to the disk at the end; gives what appends a text.
+
+    It is not whole until then: for files inside a folder that is itself published when everything in it is.
+
+    Raises
+    ------
+    StorageError
+        The disk is full, read-only or failing.
+    """
+
+    def append(text: str) -> None:
+        raw = text.encode("utf-8")
+        with _told_of(path, needed_bytes=len(raw)):
+            _write_all(descriptor, raw)
+
+    with _told_of(path):
+        _repeated(calls.unlink, path)
+        descriptor = _repeated(calls.create, path)
     try:
-        make_folder(target.parent)
-        calls.replace(source, target)
-        sync_folder(target.parent)
-    except OSError as error:
-        raise storage_error(target, error) from error
-
-
-def remove(path: Path) -> None:
-    """Delete a file durably; it may be gone already."""
-    try:
-        path.unlink(missing_ok=True)
-        sync_folder(path.parent)
-    except OSError as error:
-        raise storage_error(path, error) from error
-
-
-def make_folder(folder: Path) -> None:
-    """Make a folder and those above it, durably: each new name is flushed in the folder that holds it."""
-    if folder.is_dir():
-        return
-    make_folder(folder.parent)
-    folder.mkdir(exist_ok=True)
-    sync_folder(folder.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Flush the names in a folder to the disk (Windows has no such call, and needs none)."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        calls.sync(descriptor)
+        yield append
+        with _told_of(path):
+            _repeated(calls.sync, descriptor)
     finally:
         os.close(descriptor)
 
 
+@contextlib.contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder to fill by any means, which becomes `folder`, durably and in one step, when the block ends well.
+
+    `folder` must not be there, or be empty.
+
+    Raises
+    ------
+    StorageError
+        The disk is full, read-only or failing, in the block or here; nothing is left.
+    """
+    aside = _temporary_beside(folder)
+    try:
+        with _told_of(folder):
+            _make_folder(folder.parent)
+            remove_leftovers(folder.parent)
+            _make_folder(aside)
+            yield aside
+            for path in (*aside.rglob("*"), aside):
+                _sync(path)
+            _repeated(calls.replace, aside, folder)
+            sync_folder(folder.parent)
+    finally:
+        with contextlib.suppress(OSError):  # after the rename there is nothing left to remove
+            _repeated(calls.remove_tree, aside)
+
+
+def move(source: Path, target: Path) -> None:
+    """Rename a file or folder durably; `target` must not be a folder that holds files."""
+    with _told_of(target):
+        _make_folder(target.parent)
+        _repeated(calls.replace, source, target)
+        sync_folder(target.parent)
+
+
+def remove(path: Path) -> None:
+    """Delete a file durably; it may be gone already."""
+    with _told_of(path):
+        _repeated(calls.unlink, path)
+        sync_folder(path.parent)
+
+
+def remove_tree(folder: Path) -> None:
+    """Delete a folder, which is no link, and everything in it; it may be gone already."""
+    with _told_of(folder), contextlib.suppress(FileNotFoundError):
+        _repeated(calls.remove_tree, folder)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, durably: each new name is flushed in the folder that holds it."""
+    with _told_of(folder):
+        _make_folder(folder)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush the names in a folder to the disk (Windows has no such call, and needs none)."""
+    if os.name != "nt":
+        _sync(folder)
+
+
 def remove_leftovers(folder: Path) -> int:
-    """Delete temporary files of processes of this machine that are gone; returns how many."""
-    removed = 0
-    for path in folder.glob(".tmp-*"):
-        if is_leftover(path):
-            path.unlink(missing_ok=True)
-            removed += 1
-    return removed
+    """Delete what processes of this machine that are gone left under temporary names; returns how many."""
+    leftovers = [path for path in folder.glob(".tmp-*") if is_leftover(path)]
+    for path in leftovers:
+        if path.is_dir() and not path.is_symlink():
+            remove_tree(path)
+        else:
+            remove(path)
+    return len(leftovers)
 
 
 def is_leftover(path: Path) -> bool:
-    """Whether a file is a temporary one of a process of this machine that is gone."""
+    """Whether a temporary name is one of a process of this machine that is gone."""
     match = TEMPORARY.fullmatch(path.name)
     return match is not None and match["host"] == _HOST and not is_alive(int(match["pid"]))
 
@@ -125,47 +193,75 @@ def storage_error(path: Path, error: OSError, *, needed_bytes: int = 0) -> Stora
     """Say what could not be written, how much room there is, and that finished work is kept."""
     room = ""
     if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
-        room = f" ({needed_bytes:,} bytes needed, {_free_bytes(path):,} free)"
+        needed = f"{needed_bytes:,} bytes needed, " if needed_bytes else ""
+        room = f" ({needed}{_free_bytes(path):,} free)"
     reason = error.strerror or type(error).__name__
     return StorageError(
         f"cannot write {path}: {reason}{room}. Everything finished before is kept: "
-        "make room or choose another --work, then run the same command again."
+        "make room or choose another folder, then run the same command again."
     )
 
 
-def _write_synced(path: Path, raw: bytes) -> None:
-    descriptor = calls.create(path)
+@contextlib.contextmanager
+def _told_of(path: Path, *, needed_bytes: int = 0) -> Iterator[None]:
     try:
-        rest = memoryview(raw)
-        while rest:  # a write may be short, near a full disk or after a signal
-            rest = rest[calls.write(descriptor, rest) :]
-        calls.sync(descriptor)
+        yield
+    except OSError as error:
+        raise storage_error(path, error, needed_bytes=needed_bytes) from error
+
+
+def _temporary_beside(path: Path) -> Path:
+    return path.with_name(f".tmp-{_HOST}-{os.getpid()}-{uuid.uuid4().hex}")
+
+
+def _refuse_what_is_no_file(path: Path) -> None:
+    """A rename puts a file in the place of whatever is there: for root, even of /dev/null."""
+    if path.exists() and not path.is_file():
+        what = "a folder" if path.is_dir() else "a device, a pipe or a socket"
+        raise StorageError(f"cannot write {path}: it is {what}, and must be a file or not be there")
+
+
+def _make_folder(folder: Path) -> None:
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    _repeated(calls.make_folder, folder)
+    sync_folder(folder.parent)
+
+
+def _write_synced(path: Path, raw: bytes) -> None:
+    descriptor = _repeated(calls.create, path)
+    try:
+        _write_all(descriptor, raw)
+        _repeated(calls.sync, descriptor)
     finally:
         os.close(descriptor)
+
+
+def _write_all(descriptor: int, raw: bytes) -> None:
+    rest = memoryview(raw)
+    while rest:  # a write may be short, near a full disk or after a signal
+        rest = rest[_repeated(calls.write, descriptor, rest) :]
+
+
+def _sync(path: Path) -> None:
+    """Flush a file or folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        _repeated(calls.sync, descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _repeated(call: Callable[Given, Got], *given: Given.args, **named: Given.kwargs) -> Got:
+    """Call, again after a signal: Python itself does not repeat a rename, which network file systems interrupt."""
+    while True:
+        try:
+            return call(*given, **named)
+        except InterruptedError:
+            continue
 
 
 def _free_bytes(path: Path) -> int:
     folder = next(parent for parent in path.absolute().parents if parent.is_dir())
     return shutil.disk_usage(folder).free
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process of this machine is there."""
-    if pid == os.getpid():
-        return True
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):  # no process has a number that large
-        return False
-    except PermissionError:
-        return True
-    return not _is_zombie(pid)
-
-
-def _is_zombie(pid: int) -> bool:
-    """Whether a process has ended and nobody asked how: in a container there may be no init to do so."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
-    except OSError:  # not Linux, or just gone
-        return False
-    return stat.rpartition(")")[2].split()[0] in {"Z", "X"}

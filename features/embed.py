@@ -218,6 +218,8 @@ class ShardEncoder:
                 pixels = np.stack([*batch.values(), *[blank] * (size - len(batch))])
                 flights.launch(list(batch), self.encoder.encode_images, pixels)
                 batch.clear()
+            elif row not in batch:
+                flights.pass_by()
         flights.land_all()
         return result.finished({})
 
@@ -249,6 +251,14 @@ class _Flights:
         self._result = result
         self._flying: deque[tuple[list[int], Future[Any]]] = deque()
         self._told = 0
+        self._passed = 0
+
+    def pass_by(self) -> None:
+        """Count a row that needs no batch; a word now and then tells that the worker is alive."""
+        self._passed += 1
+        if self._passed == self._device.batch_size:
+            self._say(self._passed)
+            self._passed = 0
 
     def launch(self, rows: list[int], encode: Callable[[Any], Float32[np.ndarray, "_ dim"]], batch: Any) -> None:
         """Encode a batch whose first rows belong to `rows`."""
@@ -266,8 +276,11 @@ class _Flights:
         rows, future = self._flying.popleft()
         vectors = self._watch.timed("encode", future.result)
         self._result.vectors[rows] = vectors[: len(rows)]
-        self._told += len(rows)
-        self._tell(len(rows))
+        self._say(len(rows))
+
+    def _say(self, rows: int) -> None:
+        self._told += rows
+        self._tell(rows)
 
 
 def padded_length(longest: int, encoder: Encoder) -> int:

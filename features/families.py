@@ -26,7 +26,7 @@ Family = Callable[[EncoderConfig, Sequence[str], str, str], TowerEncoder]
 def load_encoder(
     config: EncoderConfig, kinds: Sequence[str], device: str, precision: str, *, compiled: bool = False
 ) -> TowerEncoder:
-    """Load the towers for these kinds of vector ("image", "text"), and nothing else.
+    """Load these towers ("image", "text"), and nothing else.
 
     Parameters
     ----------

@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from features.durable import TEMPORARY, is_alive
+from features.durable import TEMPORARY
 from features.errors import CacheError
 from features.lock import PART_LOCKS, holder_of
 from features.plan import MANIFEST, NEXT_MANIFEST, QUARANTINE, TIMING, CachePlan, PlannedShard, read_plan
+from features.processes import is_alive
 from features.shards import FILE_NAME, ShardFacts, max_shard_bytes, read_facts
 from features.status import Status
 from features.survey import Place

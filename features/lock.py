@@ -14,7 +14,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from features import durable
-from features.errors import LockedError
+from features.errors import LockedError, StorageError
 
 PART_LOCKS = ".part-*-of-*.lock"
 """Matches the locks of all parts."""
@@ -96,21 +96,20 @@ def writer_lock(path: Path, *, wait_seconds: float = 0.0) -> Iterator[None]:
         The folder cannot be written.
     """
     holder = holder_of(path)
+    durable.make_folder(path.parent)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path)
-        lock.acquire(timeout=wait_seconds)
+        held = FileLock(path).acquire(timeout=wait_seconds)
     except Timeout:
         raise _locked(path) from None
     except OSError as error:
         raise durable.storage_error(path, error) from error
-    try:
-        _tell(holder)
-        yield
-    finally:
-        with contextlib.suppress(OSError):  # the lock counts; what is left of this file only names a past holder
-            holder.unlink(missing_ok=True)
-        lock.release()
+    with held:
+        try:
+            durable.publish(holder, json.dumps(_ourselves()))
+            yield
+        finally:
+            with contextlib.suppress(StorageError):  # the lock counts; a file that is left only names a past holder
+                durable.remove(holder)
 
 
 def holder_of(lock: Path) -> Path:
@@ -121,13 +120,6 @@ def holder_of(lock: Path) -> Path:
 def _locked(path: Path) -> LockedError:
     holder = _described(holder_of(path))
     return LockedError(f"{path.parent} is being written by {holder}: wait until it has ended")
-
-
-def _tell(holder: Path) -> None:
-    try:
-        holder.write_text(json.dumps(_ourselves()), encoding="utf-8")
-    except OSError as error:
-        raise durable.storage_error(holder, error) from error
 
 
 def _ourselves() -> dict[str, str | int]:

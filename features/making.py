@@ -14,6 +14,7 @@ from features import durable
 from features.decode import source_digest
 from features.embed import Donors, EncodedRows, Stopwatch
 from features.errors import CacheError
+from features.kinds import IMAGE
 from features.plan import TIMING, PlannedShard, unknown_environment
 from features.progress import Progress
 from features.shard_worker import Made, NoDonors, ShardJob, SplitContext, publish
@@ -126,8 +127,7 @@ class Making:
         kinds = {shard.kind for shard in self._before.missing}
         if not unknown or not kinds:
             return
-        first_kept = {shard.kind: shard for shard in reversed(self._plan.shards) if self._kept(shard)}
-        samples = [self._sample(shard) for kind, shard in first_kept.items() if kind in kinds]
+        samples = [sample for kind in sorted(kinds) if (sample := self._sample(kind)) is not None]
         for event in workers.run(self._context({kind: NoDonors() for kind in kinds}), iter(samples)):
             if isinstance(event, Lost):
                 raise CacheError(
@@ -136,18 +136,25 @@ class Making:
             if isinstance(event, Done) and event.result.part is not None:
                 self._compare(event.job, event.result.part, unknown)
 
-    def _sample(self, planned: PlannedShard) -> ShardJob:
-        return self._job(planned).part(planned.start, min(planned.stop, planned.start + self._plan.batch_size))
+    def _sample(self, kind: str) -> ShardJob | None:
+        """A batch of rows that begins with the first stored vector of a kind; None if none is stored."""
+        for planned in self._plan.of_kind(kind):
+            found = self._kept(planned)
+            if found is not None and (found.status == Status.OK).any():
+                start = planned.start + int(np.argmax(found.status == Status.OK))
+                return self._job(planned).part(start, min(planned.stop, start + self._plan.batch_size))
+        return None
 
     def _kept(self, planned: PlannedShard) -> FoundShard | None:
         return self._before.kept.get((planned.kind, planned.index))
 
     def _compare(self, sample: ShardJob, again: EncodedRows, unknown: Sequence[str]) -> None:
-        folder, planned, rows = self._before.survey.folder, sample.planned, sample.rows
+        folder, planned = self._before.survey.folder, sample.planned
+        rows = slice(sample.start - planned.start, sample.stop - planned.start)
         name = self._before.kept[planned.kind, planned.index].name
         stored = read_shard(folder / name, max_bytes=max_shard_bytes(planned.rows, self._plan.dims[planned.kind]))
-        both = (again.status == Status.OK) & (stored.status[:rows] == Status.OK)
-        lowest = _lowest_cosine(again.embedding[both], stored.embedding[:rows][both])
+        both = (again.status == Status.OK) & (stored.status[rows] == Status.OK)
+        lowest = _lowest_cosine(again.embedding[both], stored.embedding[rows][both])
         told = f"{int(both.sum())} stored {planned.kind} vectors were made again: lowest cosine {lowest:.6f}"
         if lowest < LOWEST_COSINE.get(str(self._plan.semantic.get("precision")), LOWEST_COSINE_OTHERWISE):
             raise CacheError(
@@ -204,7 +211,7 @@ class Making:
             return
         self._progress.warn(f"{self._table.path.name}: encoding the {kind} of id {lost.ids[0]} kills its worker")
         self._progress.advance(1)
-        is_text = kind == "text"
+        is_text = kind != IMAGE
         source = lost.text_digests[0].tobytes() if is_text else source_digest(lost.thumbnails[0])
         self._piece(lost, EncodedRows.without_vector(Status.WORKER_CRASH, source, context.dims[kind]), context)
 
@@ -223,14 +230,14 @@ class Making:
 
     def _job(self, planned: PlannedShard) -> ShardJob:
         table, start, stop = self._table, planned.start, planned.stop
-        is_text = planned.kind == "text"
+        is_text = planned.kind != IMAGE
         return ShardJob(
             planned=planned,
             start=start,
             stop=stop,
             ids=table.ids[start:stop],
             thumbnails=[] if is_text else [table.thumbnail(row) for row in range(start, stop)],
-            texts=table.texts(start, stop) if is_text else [],
+            texts=[text.of_kind(planned.kind) for text in table.texts(start, stop)] if is_text else [],
             text_digests=table.text_digest[start : stop if is_text else start],
         )
 

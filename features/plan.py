@@ -6,7 +6,7 @@ any number of them can finish what others began, and the shards come out the sam
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ class CachePlan:
         Versions and device: other values may change the last bits of a vector. Several values of one field are joined
         by semicolons.
     dims
-        Kind of vector (`image`, `text`) -> its dimension.
+        Kind of vector (one of `features.kinds.KINDS`) -> its dimension.
     superseded
         Files in the folder that look valid but were made from thumbnails that have changed since.
     """
@@ -143,7 +143,7 @@ def merged_environment(ours: Mapping[str, str], theirs: Mapping[str, str]) -> di
     merged = dict(theirs)
     for name, value in ours.items():
         values = merged[name].split(_AND) if name in merged else []
-        merged[name] = _AND.join(dict.fromkeys([*values, value]))
+        merged[name] = several([*values, *value.split(_AND)])
     return merged
 
 
@@ -153,8 +153,21 @@ def unknown_environment(ours: Mapping[str, str], theirs: Mapping[str, str]) -> l
     >>> unknown_environment({"torch": "2.14", "numpy": "3"}, {"torch": "2.12; 2.13", "numpy": "2"})
     ["torch: '2.14' here, '2.12; 2.13' there"]
     """
-    names = [name for name in DECIDE_LAST_BITS if ours.get(name, "") not in theirs.get(name, "").split(_AND)]
+    names = [name for name in DECIDE_LAST_BITS if not _values(ours, name) <= _values(theirs, name)]
     return [f"{name}: {ours.get(name, '')!r} here, {theirs.get(name, '')!r} there" for name in names]
+
+
+def several(values: Iterable[str]) -> str:
+    """Different values of one field of an environment, as one.
+
+    >>> several(["A100", "H100", "A100"])
+    'A100; H100'
+    """
+    return _AND.join(dict.fromkeys(values))
+
+
+def _values(environment: Mapping[str, str], name: str) -> set[str]:
+    return set(environment.get(name, "").split(_AND))
 
 
 def write_plan(path: Path, plan: CachePlan) -> None:

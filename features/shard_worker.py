@@ -14,6 +14,7 @@ from jaxtyping import UInt8
 from features.decode import read_source
 from features.embed import Device, Donors, EncodedRows, Encoder, ShardEncoder, Stopwatch, Tokenized
 from features.feed import Source, ThumbnailFeed
+from features.kinds import IMAGE, TEXT, tower_of
 from features.plan import PlannedShard
 from features.preprocess import Thumbnail
 from features.shards import Shard, write_shard
@@ -27,7 +28,7 @@ class ShardSetup:
     """How each process is set up; picklable, and called there with the device.
 
     load_encoder
-        (kind, device) -> the encoder for that kind; called once for each kind that there are jobs of.
+        (tower, device) -> the encoder with that tower; called once for each tower that there are jobs for.
     cut
         From the bytes of a thumbnail's file to what the encoder takes.
     read_prompt
@@ -152,7 +153,7 @@ class ShardWorker:
     def announce(self, job: ShardJob) -> None:
         """Begin to read the thumbnails, or to tokenise the texts, of a job that is to come."""
         self._feed.add(job.thumbnails)
-        if job.planned.kind == "text":
+        if job.planned.kind != IMAGE:
             self._tokenized.append(self._helper.submit(self._tokenize, job))
 
     def work(self, job: ShardJob, tell: Callable[[int], None]) -> "Future[Made]":
@@ -167,7 +168,7 @@ class ShardWorker:
             watch=watch,
             tell=tell,
         )
-        if kind == "image":
+        if kind == IMAGE:
             rows = shard.images(self._feed.next, job.rows)
         else:
             rows = shard.texts(watch.timed("tokenize", self._tokenized.popleft().result), job.text_digests)
@@ -182,12 +183,13 @@ class ShardWorker:
 
     def _tokenize(self, job: ShardJob) -> Tokenized:
         prompts = [self._setup.read_prompt(text.title, text.description) for text in job.texts]
-        return Tokenized.by(self._encoder("text"), prompts)
+        return Tokenized.by(self._encoder(TEXT), prompts)
 
     def _encoder(self, kind: str) -> Encoder:
-        if kind not in self._encoders:
-            self._encoders[kind] = self._setup.load_encoder(kind, self._device_name)
-        return self._encoders[kind]
+        tower = tower_of(kind)
+        if tower not in self._encoders:
+            self._encoders[tower] = self._setup.load_encoder(tower, self._device_name)
+        return self._encoders[tower]
 
     def _finish(self, job: ShardJob, context: SplitContext, rows: EncodedRows, watch: Stopwatch) -> Made:
         shard = None

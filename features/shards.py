@@ -13,7 +13,9 @@ embeddings shrink by a few per cent at several times the read time.
 import hashlib
 import io
 import math
+import os
 import re
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,15 +93,37 @@ def write_shard(folder: Path, shard: Shard) -> str:
     return name
 
 
-def read_shard(path: Path, *, max_bytes: int) -> Shard:
-    """Read one shard, checking its digest before its content.
+class ShardMemory(threading.local):
+    """Memory into which a thread reads one shard after the other; each ends what was read before.
+
+    Fresh memory for every shard takes the system longer than the shard takes to be read and hashed.
+    """
+
+    def __init__(self) -> None:
+        self._memory = bytearray()
+
+    def read(self, path: Path) -> memoryview:
+        """The bytes of a file."""
+        with path.open("rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > len(self._memory):
+                self._memory = bytearray(size)
+            there = memoryview(self._memory)[:size]
+            filled = 0
+            while count := file.readinto(there[filled:]):
+                filled += count
+        return there[:filled].toreadonly()
+
+
+def read_shard(path: Path, *, max_bytes: int, memory: ShardMemory | None = None) -> Shard:
+    """Read one shard, checking its digest before its content; with `memory`, arrays are views into that.
 
     Raises
     ------
     CacheError
         The file is missing, was changed or cut, or is not a shard of this format.
     """
-    return from_bytes(read_checked(path, max_bytes=max_bytes), path.name)
+    return from_bytes(read_checked(path, max_bytes=max_bytes, memory=memory), path.name)
 
 
 def read_facts(path: Path, *, max_bytes: int) -> ShardFacts:
@@ -133,17 +157,26 @@ def read_facts(path: Path, *, max_bytes: int) -> ShardFacts:
         raise CacheError(f"shard {path} cannot be read ({reason}): run `vp extract` again") from error
 
 
-def read_checked(path: Path, *, max_bytes: int) -> bytes:
+def read_checked(path: Path, *, max_bytes: int, memory: ShardMemory | None = None) -> bytes | memoryview:
     """The bytes of a shard file whose name carries their digest."""
     match = _checked_name(path)
     try:
         _checked_size(path, max_bytes)
-        raw = path.read_bytes()
+        raw = memory.read(path) if memory is not None else path.read_bytes()
     except OSError as error:
         raise CacheError(f"shard {path} cannot be read ({error.strerror}): run `vp extract` again") from error
     if hashlib.sha256(raw).hexdigest()[:16] != match["digest"]:
         raise CacheError(f"shard {path} is damaged (its bytes do not match its name): run `vp extract` again")
     return raw
+
+
+def index_of(name: str) -> int:
+    """The index of a shard, from the name of its file.
+
+    >>> index_of("image-000007.0123456789abcdef.h5")
+    7
+    """
+    return int(name.rpartition("-")[2].partition(".")[0])
 
 
 def _checked_name(path: Path) -> re.Match[str]:
@@ -183,10 +216,30 @@ def to_bytes(shard: Shard) -> bytes:
     return image.getvalue()
 
 
-def from_bytes(raw: bytes, name: str) -> Shard:
+class _Image(io.RawIOBase):
+    """A file that is in memory, for h5py; io.BytesIO would copy it."""
+
+    def __init__(self, raw: bytes | memoryview) -> None:
+        self._raw, self._at = memoryview(raw), 0
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: len(self._raw)}[whence]
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        part = self._raw[self._at : self._at + len(buffer)]
+        buffer[: len(part)] = part
+        self._at += len(part)
+        return len(part)
+
+
+def from_bytes(raw: bytes | memoryview, name: str) -> Shard:
     """Parse a shard; everything is checked against its declaration before any value is read."""
     try:
-        with h5py.File(io.BytesIO(raw), "r") as file:
+        with h5py.File(_Image(raw), "r") as file:
             attributes = dict(file.attrs.items())
             datasets = _checked_datasets(file, attributes, name)
             return Shard(
@@ -251,14 +304,16 @@ def _check_layout(dataset: Any, label: str) -> None:
         raise CacheError(f"{label} takes its data from another file")
     if layout == h5py.h5d.CHUNKED or plan.get_nfilters():
         raise CacheError(f"{label} is chunked or filtered; shards are contiguous")
-    declared, stored = dataset.dtype.itemsize * math.prod(dataset.shape), dataset.id.get_storage_size()
-    if dataset.dtype.kind != "O" and declared != stored:  # objects are strings of any length, which lie elsewhere
+    dtype = dataset.dtype
+    declared, stored = dtype.itemsize * math.prod(dataset.shape), dataset.id.get_storage_size()
+    if dtype.kind != "O" and declared != stored:  # objects are strings of any length, which lie elsewhere
         raise CacheError(f"{label} declares {declared:,} bytes and stores {stored:,}")
 
 
-def _in_place(raw: bytes, dataset: Any) -> Any:
+def _in_place(raw: bytes | memoryview, dataset: Any) -> Any:
     """A view of the dataset inside the bytes that are in memory already: no copy."""
-    if dataset.size == 0:
-        return np.empty(dataset.shape, dataset.dtype)
+    dtype, shape = dataset.dtype, dataset.shape
+    if 0 in shape:
+        return np.empty(shape, dtype)
     offset = dataset.id.get_offset()
-    return np.frombuffer(raw, dataset.dtype, count=dataset.size, offset=offset).reshape(dataset.shape)
+    return np.frombuffer(raw, dtype, count=math.prod(shape), offset=offset).reshape(shape)

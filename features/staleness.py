@@ -13,6 +13,7 @@ from jaxtyping import Int64
 
 from features.csv_rows import shown
 from features.decode import source_digest
+from features.kinds import IMAGE
 from features.plan import CachePlan, PlannedShard, shard_key, shard_ranges
 from features.progress import Progress
 from features.shards import ShardFacts
@@ -122,6 +123,7 @@ class _Comparison:
         self._plan, self._shards, self._table, self._progress = plan, shards, table, progress
         self._planned = {(shard.kind, shard.index): shard for shard in plan.shards}
         self._found = Staleness()
+        self._texts_known: set[int] = set()
         ranges = shard_ranges(len(table), plan.rows_per_shard)
         keys = {(kind, index): self._key(kind, start, stop) for index, start, stop in ranges for kind in plan.dims}
         self._same = {place for place, shard in self._planned.items() if keys.get(place) == shard.key}
@@ -131,9 +133,10 @@ class _Comparison:
 
     def run(self, *, contents: bool) -> Staleness:
         self._compare_rows()
-        for shard in self._plan.of_kind("text"):
-            self._compare_texts(shard)
-        images = self._plan.of_kind("image")
+        for shard in self._plan.shards:
+            if shard.kind != IMAGE:
+                self._compare_texts(shard)
+        images = self._plan.of_kind(IMAGE)
         if not contents:
             for shard in images:
                 self._compare_stamps(shard)
@@ -148,7 +151,7 @@ class _Comparison:
 
     def _key(self, kind: str, start: int, stop: int) -> str:
         """The key that a shard of these rows of the dataset would have."""
-        texts = self._table.text_digest[start:stop].tobytes() if kind == "text" else b""
+        texts = self._table.text_digest[start:stop].tobytes() if kind != IMAGE else b""
         return shard_key(self._plan.encoder, kind, self._plan.batch_size, self._table.ids[start:stop], texts)
 
     def _rows_of(self, index: int) -> Rows | None:
@@ -179,8 +182,12 @@ class _Comparison:
             self._found.added.add(self._ids(np.flatnonzero(~cached)))
 
     def _compare_texts(self, shard: PlannedShard) -> None:
+        if shard.index in self._texts_known or (shard.kind, shard.index) in self._same:
+            return
+        self._texts_known.add(shard.index)  # titles and descriptions have the same digests
         found, rows = self._pair(shard)
-        if found is None or ("text", shard.index) in self._same:
+        if found is None:
+            self._found.unknown += shard.rows if self._rows[shard.index] is not None else 0  # else counted already
             return
         there = np.flatnonzero(rows >= 0)
         changed = (self._table.text_digest[rows[there]] != found.source_digest[there]).any(axis=1)

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float16, Int, UInt8
 
 from features.errors import CacheError
 from features.plan import MANIFEST, NEXT_MANIFEST, CachePlan, PlannedShard, read_plan
-from features.shards import FILE_NAME, Shard, max_shard_bytes, read_shard
+from features.shards import FILE_NAME, Shard, ShardMemory, max_shard_bytes, read_shard
 from features.status import Status
 
 READ_THREADS = 4
@@ -88,8 +88,10 @@ class EmbeddingStore:
         source_digest = np.empty((self.plan.rows, 16), np.uint8)
         ids: list[list[str]] = [[] for _ in planned]
 
+        memory = ShardMemory()
+
         def load(part: PlannedShard) -> None:
-            shard = self.shard(part)
+            shard = self.shard(part, memory)
             vectors[part.start : part.stop] = shard.embedding
             status[part.start : part.stop] = shard.status
             source_digest[part.start : part.stop] = shard.source_digest
@@ -127,10 +129,11 @@ class EmbeddingStore:
             while reading:
                 yield reading.popleft().result()
 
-    def shard(self, planned: PlannedShard) -> Shard:
-        """One shard, checked against the manifest."""
+    def shard(self, planned: PlannedShard, memory: ShardMemory | None = None) -> Shard:
+        """One shard, checked against the manifest; with `memory`, arrays are views into that."""
         dim = self.plan.dims[planned.kind]
-        shard = read_shard(self.folder / planned.file, max_bytes=max_shard_bytes(planned.rows, dim))
+        limit = max_shard_bytes(planned.rows, dim)
+        shard = read_shard(self.folder / planned.file, max_bytes=limit, memory=memory)
         found = (shard.kind, shard.index, shard.key, *shard.embedding.shape)
         expected = (planned.kind, planned.index, planned.key, planned.rows, dim)
         if found != expected:

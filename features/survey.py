@@ -11,8 +11,9 @@ from jaxtyping import Float16, Int64, UInt8
 
 from features.decode import source_digest
 from features.errors import CacheError
+from features.kinds import IMAGE
 from features.plan import MANIFEST, NEXT_MANIFEST, CachePlan, PlannedShard, read_plan
-from features.shards import FILE_NAME, Shard, max_shard_bytes, read_shard
+from features.shards import FILE_NAME, Shard, ShardMemory, max_shard_bytes, read_shard
 from features.status import Status, unknown
 from features.store import READ_THREADS
 from features.videos import VideoTable
@@ -64,10 +65,12 @@ def read_survey(folder: Path, dims: Mapping[str, int], rows_per_shard: int) -> S
     names = sorted(path.name for path in folder.glob("*.h5")) if folder.is_dir() else []
     kinds = {name: match["kind"] for name in names if (match := FILE_NAME.fullmatch(name)) and match["kind"] in dims}
 
+    memory = ShardMemory()
+
     def verified(name: str) -> FoundShard | None:
         try:
             limit = max_shard_bytes(rows, dims[kinds[name]])
-            shard = read_shard(folder / name, max_bytes=limit)
+            shard = read_shard(folder / name, max_bytes=limit, memory=memory)
         except CacheError:
             return None
         return None if unknown(shard.status).any() else FoundShard.of(name, shard)
@@ -150,7 +153,7 @@ def stamps_of(table: VideoTable, rows: Iterable[int]) -> str:
 
 def _has_same_sources(table: VideoTable, shard: PlannedShard, found: FoundShard) -> bool:
     """Compare the thumbnails' bytes with what the shard was made from (its texts are part of its key)."""
-    if shard.kind != "image":
+    if shard.kind != IMAGE:
         return True
     return all(
         source_digest(table.thumbnail(row)) == found.source_digest[row - shard.start].tobytes()

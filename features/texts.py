@@ -28,6 +28,8 @@ class Prompt(NamedTuple):
 class TextPolicy:
     """What stands between a video's words and its vector; part of what identifies the vector.
 
+    mode
+        What the vector of kind `text` is made from; `title` and `description` are each read alone, in the same way.
     letters
         What becomes of capitals and punctuation before the tokenizer sees them.
     padding

@@ -5,7 +5,6 @@ layers keep much of what they see, so heads find colours and words in its vector
 """
 
 import json
-import tempfile
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
+from features import durable
 from features.errors import StorageError
 
 IMAGE_SIZE = 64
@@ -54,21 +54,10 @@ def build_tiny(folder: Path) -> None:
         The folder cannot be written.
     """
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".tiny-", dir=folder.parent) as scratch:
-            built = Path(scratch) / "tiny"
-            built.mkdir()
+        with durable.whole_folder(folder) as built:
             _write_model(built, _write_tokenizer(built))
             _write_processor(built)
-            _move(built, folder)
-    except OSError as error:
-        raise StorageError(f"{folder} must be writable to hold the tiny encoder, however: {error}") from error
-
-
-def _move(built: Path, folder: Path) -> None:
-    try:
-        built.rename(folder)
-    except OSError:
+    except StorageError:
         if not (folder / "config.json").is_file():  # else another process was faster, and its files are the same
             raise
 

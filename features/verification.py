@@ -13,9 +13,10 @@ from jaxtyping import Bool
 
 from features.errors import CacheError
 from features.inspection import Inspection, inspect
+from features.kinds import IMAGE, KINDS
 from features.plan import CachePlan, PlannedShard, shard_key
 from features.progress import Progress
-from features.shards import Shard, ShardFacts, max_shard_bytes, read_shard
+from features.shards import Shard, ShardFacts, ShardMemory, max_shard_bytes, read_shard
 from features.staleness import Some, compare
 from features.status import Status, unknown
 from features.store import READ_THREADS
@@ -74,6 +75,7 @@ class _Verification:
     def __init__(self, inspection: Inspection, plan: CachePlan, extract: str, progress: Progress) -> None:
         self._inspection, self._plan, self._extract, self._progress = inspection, plan, f"`{extract}`", progress
         self._folder = inspection.folder
+        self._memory = ShardMemory()
         self._good: dict[Place, ShardFacts] = {}
 
     def unfinished(self) -> Iterator[Fault]:
@@ -104,7 +106,8 @@ class _Verification:
         if not path.exists():
             return None, [Fault(path, "is missing", self._extract)]
         try:
-            shard = read_shard(path, max_bytes=max_shard_bytes(planned.rows, self._plan.dims[planned.kind]))
+            limit = max_shard_bytes(planned.rows, self._plan.dims[planned.kind])
+            shard = read_shard(path, max_bytes=limit, memory=self._memory)
         except CacheError as error:
             what = str(error).removeprefix(f"shard {path} ").removeprefix(f"shard {name} ")
             return None, [Fault(path, what.removesuffix(": run `vp extract` again"), self._extract)]
@@ -139,9 +142,9 @@ def _identity_fault(shard: Shard, plan: CachePlan, planned: PlannedShard) -> str
     ]
     if wrong:
         return f"is another shard than the manifest says: {'; '.join(wrong)}"
-    if shard.kind not in ("image", "text"):
+    if shard.kind not in KINDS:
         return ""
-    texts = shard.source_digest.tobytes() if shard.kind == "text" else b""
+    texts = shard.source_digest.tobytes() if shard.kind != IMAGE else b""
     if shard_key(plan.encoder, shard.kind, plan.batch_size, shard.ids, texts) != planned.key:
         return "holds other ids or texts than the plan"
     return ""

@@ -22,6 +22,7 @@ from features.config import DatasetConfig
 from features.csv_rows import CsvFile, CsvRow, open_csv, other_delimiter, shown
 from features.dates import DateReader, ages_years, calendar_year, newest, today_utc
 from features.errors import DataError, UsageError
+from features.kinds import TEXT
 from features.status import Status
 
 TRAIN = "train_val"  # the split that has views
@@ -53,6 +54,15 @@ class VideoText(NamedTuple):
         title = self.title.strip()
         return _digest(title) if title else bytes(DIGEST_BYTES)
 
+    def of_kind(self, kind: str) -> "VideoText":
+        """What a kind of vector is made from: both parts (`text`), or one of them.
+
+        >>> VideoText("Cake", "A recipe").of_kind("title")
+        VideoText(title='Cake', description='')
+        """
+        title, description = (part if kind in (TEXT, name) else "" for name, part in self._asdict().items())
+        return VideoText(title, description)
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class VideoTable:
@@ -67,7 +77,7 @@ class VideoTable:
     channel: list[str]  # "" where unknown
     text_digest: UInt8[np.ndarray, "video 16"]  # `VideoText.digest`
     title_digest: UInt8[np.ndarray, "video 16"]  # first half of the SHA-256 of the title, zeros where it is blank
-    has_text: bool  # some video has a title or a description
+    text_parts: tuple[str, ...]  # of title and description: what some video has
     thumbnails: Path | None  # the folder that thumbnails are named in, None if there is none
     counts: Mapping[str, int]  # how many cells or rows were repaired, not believed or dropped, by kind
     csv: CsvFile
@@ -77,6 +87,11 @@ class VideoTable:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def has_text(self) -> bool:
+        """Whether some video has a title or a description."""
+        return bool(self.text_parts)
 
     @property
     def path(self) -> Path:
@@ -264,7 +279,7 @@ class _Rows:
         self.thumbnail_names: list[str] = []
         self.line, self.second, self.year, self.row_bytes = array("q"), array("q"), array("q"), array("q")
         self.text_digest, self.title_digest = bytearray(), bytearray()
-        self.has_text = False
+        self.text_parts: set[str] = set()
         self.bad_labels: list[str] = []
         self.counts: Counter[str] = Counter()
 
@@ -301,7 +316,7 @@ class _Rows:
             channel=self.channel,
             text_digest=np.frombuffer(self.text_digest, np.uint8).reshape(-1, DIGEST_BYTES),
             title_digest=np.frombuffer(self.title_digest, np.uint8).reshape(-1, DIGEST_BYTES),
-            has_text=self.has_text,
+            text_parts=tuple(part for part in VideoText._fields if part in self.text_parts),
             thumbnails=folder if has_names or folder.is_dir() else None,
             counts=dict(self.counts),
             csv=self.csv,
@@ -366,7 +381,7 @@ class _Rows:
     def _add_text(self, text: VideoText) -> None:
         self.text_digest += text.digest
         self.title_digest += text.title_digest
-        self.has_text = self.has_text or any(part.strip() for part in text)
+        self.text_parts.update(name for name, part in text._asdict().items() if part.strip())
         for part in text:
             if "\0" in part:
                 self.counts["nul_removed"] += 1

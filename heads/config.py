@@ -33,6 +33,7 @@ class HeadsConfig:
 
     def __post_init__(self) -> None:
         rules = {
+            f"--folds must be at least 2, not {self.folds}": self.folds >= 2,
             f"--epochs must be at least 1, not {self.epochs}": self.epochs >= 1,
             f"--lr must be above 0, not {self.lr}": self.lr > 0,
             f"--hidden-dim must be at least 2, not {self.hidden_dim}": self.hidden_dim >= 2,

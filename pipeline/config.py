@@ -47,7 +47,9 @@ class ExtractConfig(WorkConfig):
     model: Annotated[str, "encoder: a short name such as ViT-L-14, a hub id, a local folder, or tiny"] = "ViT-L-14"
     gpus: Annotated[tuple[int, ...], "GPUs to use, such as 0,1,2 (default: all there are)"] = ()
     device: Annotated[str, "auto, cpu, or cuda"] = "auto"
-    modalities: Annotated[tuple[str, ...], "image,text (default: what the dataset has)"] = ()
+    modalities: Annotated[
+        tuple[str, ...], "image,text, or image,title,description (default: what the dataset has)"
+    ] = ()
     precision: Annotated[
         Literal["auto", "fp32", "bf16", "fp16", "int8"],
         "arithmetic of the encoder: bf16 on GPUs, fp32 on CPUs; int8, for CPUs, is measured first",
@@ -59,7 +61,10 @@ class ExtractConfig(WorkConfig):
     worker_timeout: Annotated[float, "seconds without a word after which a process is taken for hung"] = 600.0
     shard_index: Annotated[int | None, "which part of the shards to make, from 0, when machines share the work"] = None
     num_shards: Annotated[str, "into how many parts; auto: index and number from SLURM, torchrun or Kubernetes"] = "1"
-    text: Annotated[Literal["joined"], "joined: title, a space, description"] = "joined"
+    text: Annotated[
+        Literal["joined", "separate"],
+        "joined: one vector of title, a space, description; separate: one of the title, one of the description",
+    ] = "joined"
     max_bad: Annotated[float, "share of bad thumbnails above which the command fails (they are kept either way)"] = 0.01
     allow_bin_weights: Annotated[bool, "accept a checkpoint that has only .bin weights (read without unpickling)"] = (
         False
@@ -86,7 +91,7 @@ class TrainHeadsConfig(VectorsConfig, HeadsConfig):
 
     model: Annotated[tuple[str, ...], "encoder whose cache is used (default: the only cache there is)", REPEATABLE] = ()
     modalities: Annotated[
-        tuple[str, ...], "of image,text,age,channel,words (default: those of the first three that are there)"
+        tuple[str, ...], "of image,text (or title,description),age,channel,words (default: all of the cache, and age)"
     ] = ()
     split: Annotated[
         Literal["kfold", "stratified", "group", "time", "file"],

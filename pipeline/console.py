@@ -1,12 +1,12 @@
 """The terminal: progress and messages on stderr, data on stdout; no animation where nobody watches."""
 
-import io
 import json
+import os
 import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -80,8 +80,8 @@ class Console:
     def _line(self, text: str) -> None:
         try:
             self._err.print(_plain(text))
-        except BrokenPipeError:  # nobody reads the messages any more; that is no reason to stop working
-            self._err = RichConsole(file=io.StringIO())
+        except OSError:  # nobody reads the messages any more, or they fill a disk: no reason to stop working
+            lead_nowhere(sys.stderr)
 
 
 class _Work:
@@ -126,6 +126,11 @@ class _Work:
 
     def _mean(self, done: int) -> float:
         return done / max(time.monotonic() - self._start, 1e-9)
+
+
+def lead_nowhere(stream: TextIO) -> None:
+    """Nobody takes what is printed any more; without this the interpreter complains when it flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _plain(text: str) -> str:

@@ -6,6 +6,7 @@ import numpy as np
 
 from features.config import DatasetConfig
 from features.errors import DataError
+from features.kinds import IMAGE, TEXT
 from features.progress import Progress
 from features.videos import VideoTable, check_overlap, has_split, read_videos
 
@@ -24,11 +25,11 @@ class Dataset:
         """The splits that are there."""
         return [self.train] if self.test is None else [self.train, self.test]
 
-    @property
-    def encodable(self) -> list[str]:
-        """The modalities that an encoder can read here."""
-        image = ["image"] if any(table.thumbnails is not None for table in self.tables) else []
-        return image + (["text"] if self.train.has_text else [])
+    def encodable(self, *, separate: bool = False) -> list[str]:
+        """The kinds of vector that an encoder can make here; with `separate`, titles and descriptions get their own."""
+        image = [IMAGE] if any(table.thumbnails is not None for table in self.tables) else []
+        together = [TEXT] if self.train.has_text else []
+        return image + (list(self.train.text_parts) if separate else together)
 
     def newest(self) -> np.datetime64:
         """The newest date of all videos: ages count from there, never from the clock of the machine."""

@@ -4,6 +4,7 @@ import shlex
 import time
 from pathlib import Path
 
+from features.errors import UsageError
 from features.progress import Progress
 from pipeline.config import DemoConfig, ExtractConfig, ReportConfig, ScoreConfig, SubmitConfig, TrainHeadsConfig
 from pipeline.drawn_dataset import draw_dataset
@@ -30,6 +31,8 @@ def demo(config: DemoConfig, progress: Progress) -> Outcome:
         `--out` holds something else, or cannot be written.
     """
     start = time.monotonic()
+    if config.out.exists() and not config.out.is_dir():
+        raise UsageError(f"--out must be a folder or not be there yet, however {config.out} is none")
     data, work = config.out / "dataset", config.out / "work"
     progress.note(f"drawing a dataset with a known rule in {data}")
     rule = draw_dataset(data)

@@ -11,6 +11,8 @@ from typing import NamedTuple
 from features.errors import UsageError
 
 BF16_CAPABILITY = (8, 0)  # Ampere
+ORDER, ORDER_OF_DRIVER = "CUDA_DEVICE_ORDER", "PCI_BUS_ID"
+"""The variable that says how CUDA numbers GPUs, and its value where that is how the driver and its tools do."""
 
 
 def choose_devices(wanted: str, gpus: Sequence[int] = ()) -> list[str]:
@@ -46,17 +48,19 @@ def choose_device(wanted: str) -> str:
 
 
 def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """How many cores this process may use, by its affinity and the quota of its container."""
+    import joblib  # noqa: PLC0415 - only some commands need it
+
+    return int(joblib.cpu_count())
 
 
-def auto_precision(device: str) -> str:
-    """bf16 where it is computed in: newer GPUs and some CPUs; fp16 on older GPUs, fp32 on other CPUs.
+def auto_precision(devices: Sequence[str]) -> str:
+    """bf16 where all compute in it: newer GPUs and some CPUs; fp16 if there are older GPUs, fp32 on other CPUs.
 
     Emulated it is slow: an AVX2 CPU took 140 times as long in bf16 as in fp32.
     """
-    if device != "cpu":
-        return "bf16" if gpu(device).capability >= BF16_CAPABILITY else "fp16"
+    if "cpu" not in devices:
+        return "bf16" if min(gpu(device).capability for device in devices) >= BF16_CAPABILITY else "fp16"
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="ignore")
     except OSError:  # not Linux: fp32 is always right, if not always fastest
@@ -86,6 +90,8 @@ def gpu(device: str) -> Gpu:
     number = int(device.partition(":")[2] or 0)
     visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     physical = visible[number] if number < len(visible) else str(number)
+    if physical.isdecimal() and os.environ.get(ORDER) != ORDER_OF_DRIVER:  # then CUDA numbers GPUs by their speed
+        return _gpu_by_torch(device)
     command = ["nvidia-smi", "--query-gpu=name,compute_cap", "--format=csv,noheader", f"--id={physical}"]
     try:
         told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout  # noqa: S603 - no shell
@@ -93,6 +99,10 @@ def gpu(device: str) -> Gpu:
         major, minor = capability.split(".")
         return Gpu(name, (int(major), int(minor)))
     except (OSError, subprocess.SubprocessError, ValueError):
-        import torch  # noqa: PLC0415 - as above
+        return _gpu_by_torch(device)
 
-        return Gpu(torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device))
+
+def _gpu_by_torch(device: str) -> Gpu:
+    import torch  # noqa: PLC0415 - as above
+
+    return Gpu(torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device))

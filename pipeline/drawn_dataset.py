@@ -15,12 +15,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from features import durable
 from features.errors import UsageError
 
 LAYOUT = 1  # raised whenever the same parameters would draw other files
@@ -123,18 +123,17 @@ def draw_dataset(folder: Path, *, n_train: int = 450, n_test: int = 90, seed: in
         If there are fewer than two training rows or no test row.
     UsageError
         If `folder` exists and is not this very drawing.
+    StorageError
+        If it cannot be written.
     """
     if n_train < 2 or n_test < 1:
         raise ValueError(f"a drawing needs at least 2 training rows and 1 test row, given {n_train=} and {n_test=}")
     parameters = {"layout": LAYOUT, "n_train": n_train, "n_test": n_test, "seed": seed}
     if folder.exists():
         return _rule_drawn_before(folder, parameters)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as aside:
-        drawing = Path(aside) / "drawing"  # one level down, because only its owner may read a temporary folder
+    with durable.whole_folder(folder) as drawing:
         rule = _draw_into(drawing, n_train, n_test, seed)
         (drawing / "drawn.json").write_text(json.dumps({"parameters": parameters, "rule": asdict(rule)}, indent=2))
-        drawing.replace(folder)
     return rule
 
 

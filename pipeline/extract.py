@@ -13,7 +13,8 @@ from features.embed import Encoder
 from features.encoders import EncoderConfig, cache_tag, resolve_encoder
 from features.errors import UsageError
 from features.families import load_encoder
-from features.plan import MANIFEST, NEXT_MANIFEST, CachePlan, read_plan
+from features.kinds import IMAGE, SEPARATE, TEXT, tower_of, towers_of
+from features.plan import MANIFEST, NEXT_MANIFEST, CachePlan, read_plan, several
 from features.preprocess import cut_thumbnail
 from features.progress import Progress
 from features.shard_worker import Made, ShardJob, ShardSetup
@@ -61,9 +62,11 @@ def extract(config: ExtractConfig, progress: Progress) -> Outcome:
     earlier = next(filter(None, map(_earlier_plan, folders.values())), None)
     encoder = _resolve(config, workspace, earlier, progress)
     kinds = _readable(config, encoder, kinds, progress)
-    recipe = _recipe(config, encoder, {kind: encoder.dim[kind] for kind in kinds}, earlier, devices[0])
+    recipe = _recipe(config, encoder, {kind: encoder.dim[tower_of(kind)] for kind in kinds}, earlier, devices)
     if recipe.semantic["precision"] == INT8:
-        measured = int8_record(encoder, kinds, dataset.train, device=devices[0], earlier=earlier, progress=progress)
+        measured = int8_record(
+            encoder, towers_of(kinds), dataset.train, device=devices[0], earlier=earlier, progress=progress
+        )
         recipe = replace(recipe, environment={**recipe.environment, **measured})
     summaries = {}
     with _workers(config, encoder, recipe, devices, progress) as workers:
@@ -128,14 +131,17 @@ def _resolve(
 
 def _kinds(config: ExtractConfig, dataset: Dataset, progress: Progress) -> list[str]:
     """What to encode: what was asked for, or what the dataset has."""
-    there = dataset.encodable
+    there = dataset.encodable(separate=config.text == "separate")
     if not config.modalities:
-        if "image" not in there:
+        if IMAGE not in there:
             progress.note(f"no thumbnails ({dataset.train.path.parent / TRAIN}/ is not there): text only")
         return there
-    unknown = [name for name in config.modalities if name not in {"image", "text"}]
+    possible = (IMAGE, *SEPARATE) if config.text == "separate" else (IMAGE, TEXT)
+    unknown = [name for name in config.modalities if name not in possible]
     if unknown:
-        raise UsageError(f"--modalities of an encoder are image and text, not {', '.join(unknown)}")
+        raise UsageError(
+            f"--modalities of an encoder are {', '.join(possible)} with --text {config.text}, not {', '.join(unknown)}"
+        )
     missing = [name for name in config.modalities if name not in there]
     if missing:
         raise UsageError(f"the dataset in {config.data} has no {', '.join(missing)}; it has {', '.join(there)}")
@@ -144,8 +150,8 @@ def _kinds(config: ExtractConfig, dataset: Dataset, progress: Progress) -> list[
 
 def _readable(config: ExtractConfig, encoder: EncoderConfig, kinds: Sequence[str], progress: Progress) -> list[str]:
     """Leave out what the encoder does not read, and say so; refuse it if it was asked for."""
-    left_out = [kind for kind in kinds if kind not in encoder.dim]
-    readable = [kind for kind in kinds if kind in encoder.dim]
+    left_out = [kind for kind in kinds if tower_of(kind) not in encoder.dim]
+    readable = [kind for kind in kinds if tower_of(kind) in encoder.dim]
     if left_out and (config.modalities or not readable):
         raise UsageError(
             f"{encoder.tag} makes vectors of {' and '.join(encoder.dim)}, not of {' and '.join(left_out)}: choose "
@@ -157,16 +163,20 @@ def _readable(config: ExtractConfig, encoder: EncoderConfig, kinds: Sequence[str
 
 
 def _recipe(
-    config: ExtractConfig, encoder: EncoderConfig, dims: Mapping[str, int], earlier: CachePlan | None, device: str
+    config: ExtractConfig,
+    encoder: EncoderConfig,
+    dims: Mapping[str, int],
+    earlier: CachePlan | None,
+    devices: Sequence[str],
 ) -> Recipe:
     """Options that are left to vp follow the cache, if there is one, so that any machine can go on with it."""
-    on_cpu = device == "cpu"
+    on_cpu = devices[0] == "cpu"
     precision = str(config.precision)
     if precision == "auto":
-        precision = earlier.semantic["precision"] if earlier else auto_precision(device)
+        precision = earlier.semantic["precision"] if earlier else auto_precision(devices)
     return Recipe(
         semantic={**encoder.semantic(), "precision": precision, "stored_as": "float16"},
-        environment=_environment(encoder, device) | ({"compile": "image tower"} if config.compile else {}),
+        environment=_environment(encoder, devices) | ({"compile": "image tower"} if config.compile else {}),
         dims=dims,
         batch_size=config.batch_size or (earlier.batch_size if earlier else CPU_BATCH if on_cpu else GPU_BATCH),
         rows_per_shard=earlier.rows_per_shard if earlier else CPU_ROWS_PER_SHARD if on_cpu else GPU_ROWS_PER_SHARD,
@@ -192,13 +202,17 @@ def _workers(
     return Supervisor(setup, devices, patience_seconds=config.worker_timeout, warn=progress.warn)
 
 
-def _load_encoder(encoder: EncoderConfig, precision: str, compiled: bool, kind: str, device: str) -> Encoder:
-    """Load what makes one kind of vector; called in the processes that encode."""
-    return load_encoder(encoder, [kind], device, precision, compiled=compiled)
+def _load_encoder(encoder: EncoderConfig, precision: str, compiled: bool, tower: str, device: str) -> Encoder:
+    """Load one tower; called in the processes that encode."""
+    return load_encoder(encoder, [tower], device, precision, compiled=compiled)
 
 
-def _environment(encoder: EncoderConfig, device: str) -> dict[str, str]:
+def _environment(encoder: EncoderConfig, devices: Sequence[str]) -> dict[str, str]:
     """Where the encoder came from, and what may change the last bits of a vector but not what it means."""
     packages = ("torch", "transformers", "tokenizers", "pillow", "h5py", "numpy")
-    origin = {"source": encoder.source, "revision": encoder.revision or "", "device": device_name(device)}
+    origin = {
+        "source": encoder.source,
+        "revision": encoder.revision or "",
+        "device": several(map(device_name, devices)),
+    }
     return origin | {name: version(name) for name in ("vp", *packages)}

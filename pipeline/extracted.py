@@ -53,9 +53,10 @@ def outcome(
         "splits": {split: _facts(summary) for split, summary in summaries.items()},
     }
     error = None
-    if bad > config.max_bad * rows:
+    made = sum(_rows_made(summary) for summary in every)
+    if bad > config.max_bad * made:
         error = TooManyBadRowsError(
-            f"{bad} of {rows} rows have a bad thumbnail or text, more than --max-bad {config.max_bad:g} allows. "
+            f"{bad} of {made} rows have a bad thumbnail or text, more than --max-bad {config.max_bad:g} allows. "
             "All vectors are kept: mend the files and run the same command again, or raise --max-bad"
         )
     speed = f", {rate:.1f} videos/s" if rate else ""
@@ -64,6 +65,11 @@ def outcome(
     if missing:
         lines.append(f"{chosen.told or 'this part'} is done; {missing} shards of other parts are missing")
     return Outcome(lines, facts, "" if missing else f"vp train-heads{repeated_flags(config)}", error)
+
+
+def _rows_made(summary: CacheSummary) -> int:
+    """Rows that have been looked at so far: all of them, unless other parts are missing."""
+    return max((sum(counts.values()) for counts in summary.statuses.values()), default=0)
 
 
 def _videos_per_second(every: Sequence[CacheSummary]) -> float:

@@ -50,7 +50,7 @@ class Scope:
     whole: bool = False  # every file of the caches goes, not only leftovers
     runs: Sequence[Path] = ()  # of which every file goes
     abandoned: Mapping[Path, Path] = field(default_factory=dict)
-    temporary: Sequence[Path] = ()  # folders that may hold temporary files, which need no lock
+    temporary: Sequence[Path] = ()  # folders that may hold temporary files and folders, which need no lock
     outside: Sequence[Path] = ()
 
     @property
@@ -70,8 +70,11 @@ class Scope:
         for path in self.abandoned:
             findings.items.append(Item(path, "abandoned run", _tree_bytes(path)))
         for folder in self.temporary:
-            for path in filter(durable.is_leftover, filter(is_plain, sorted(folder.glob(".tmp-*")))):
-                findings.items.append(Item(path, str(Role.TEMPORARY), path.lstat().st_size))
+            for path in filter(durable.is_leftover, sorted(folder.glob(".tmp-*"))):
+                if is_plain(path):
+                    findings.items.append(Item(path, str(Role.TEMPORARY), path.lstat().st_size))
+                elif path.is_dir() and not path.is_symlink():
+                    findings.items.append(Item(path, "unfinished folder", _tree_bytes(path)))
         return findings
 
     def remove_empty(self) -> None:
@@ -101,7 +104,7 @@ def scope_of(config: PruneConfig, workspace: Workspace) -> Scope:
         caches = inside(folder for folder in workspace.cache_folders() if folder.parent.name in config.cache)
         return Scope(caches=caches, whole=True, runs=inside(map(workspace.run, config.run)), outside=outside)
     runs = inside(workspace.runs / name for name in run_names(workspace.runs))
-    others = inside([workspace.root, workspace.runs, workspace.root / "submissions"])
+    others = inside([workspace.root, workspace.models, workspace.runs, workspace.root / "submissions"])
     return Scope(
         caches=inside(workspace.cache_folders()),
         abandoned=abandoned(workspace.runs) if workspace.runs in others else {},

@@ -16,7 +16,13 @@ from pipeline.ranking import ranking, sentence
 
 __all__ = ["Prediction", "Predictor", "predict"]
 
-READS = {"image": ("image",), "title": ("text", WORDS), "description": ("text", WORDS), "date": (AGE,), "year": (AGE,)}
+READS = {
+    "image": ("image",),
+    "title": ("text", "title", WORDS),
+    "description": ("text", "description", WORDS),
+    "date": (AGE,),
+    "year": (AGE,),
+}
 READS |= {"channel": (CHANNEL,)}
 """Option -> the kinds of modality that it says something to."""
 

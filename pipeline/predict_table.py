@@ -84,6 +84,7 @@ def _outcome(
     facts["results"] = [dict(zip(header, row, strict=True)) for row in results]
     if config.out is None:
         return Outcome(text.getvalue().removesuffix("\n").split("\n"), facts)
+    durable.remove_leftovers(config.out.parent)
     durable.publish(config.out, text.getvalue())
     done = f"{len(results)} rows, {sum(bad.values())} with a fault -> {config.out}"
     return Outcome([done], facts | {"path": str(config.out)})

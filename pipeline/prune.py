@@ -4,7 +4,6 @@ Only files that vp wrote are ever removed, one by one and under the lock of thei
 """
 
 import contextlib
-import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -70,11 +69,8 @@ def _needed_by(config: PruneConfig, workspace: Workspace) -> Iterator[str]:
 def _remove(item: Item) -> None:
     if is_plain(item.path):
         durable.remove(item.path)
-        return
-    try:  # an abandoned run: the only folder that is removed whole
-        shutil.rmtree(item.path)
-    except OSError as error:
-        raise durable.storage_error(item.path, error) from error
+    else:  # an abandoned run, or a folder that was never finished: no other folder is removed whole
+        durable.remove_tree(item.path)
 
 
 def _outcome(config: PruneConfig, findings: Findings) -> Outcome:

@@ -5,12 +5,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from features.encoders import TINY
+from features.kinds import IMAGE, KINDS, SEPARATE, TEXT
 from features.plan import CachePlan
 from features.short_names import SHORT_NAMES
 from pipeline.config import FinetuneConfig, TrainHeadsConfig, WorkConfig
 from pipeline.settings import Option, options_of, repeated_flags
-
-EVERY_KIND = {"image", "text"}
 
 
 def extract_command(tag: str, plan: CachePlan | None, config: WorkConfig) -> str:
@@ -19,10 +18,7 @@ def extract_command(tag: str, plan: CachePlan | None, config: WorkConfig) -> str
     >>> extract_command("openai--clip-vit-base-patch32", None, WorkConfig())
     'vp extract --model openai/clip-vit-base-patch32'
     """
-    modalities = ""
-    if plan is not None and set(plan.dims) != EVERY_KIND:
-        modalities = f" --modalities {','.join(plan.dims)}"
-    return f"vp extract --model {shlex.quote(_model(tag, plan))}{modalities}{repeated_flags(config)}"
+    return f"vp extract --model {shlex.quote(_model(tag, plan))}{_kinds(plan)}{repeated_flags(config)}"
 
 
 def train_command(name: str, config: WorkConfig, trained_with: Any = None) -> str:
@@ -45,6 +41,15 @@ def train_command(name: str, config: WorkConfig, trained_with: Any = None) -> st
     return " ".join(
         [f"vp {'finetune' if tuned else 'train-heads'} --name", shlex.quote(name), *flags]
     ) + repeated_flags(config)
+
+
+def _kinds(plan: CachePlan | None) -> str:
+    """The options that lead to the kinds of vector in a cache."""
+    kinds = {IMAGE, TEXT} if plan is None else set(plan.dims)
+    is_separate = not kinds.isdisjoint(SEPARATE)
+    every = {IMAGE, *SEPARATE} if is_separate else {IMAGE, TEXT}
+    some = f" --modalities {','.join(kind for kind in KINDS if kind in kinds)}" if kinds != every else ""
+    return (" --text separate" if is_separate else "") + some
 
 
 def _flag(option: Option, value: Any) -> str:

@@ -48,6 +48,7 @@ def report(config: ReportConfig, progress: Progress) -> Outcome:
     numbers |= {"extremes": cases, "caches": [dict(cache.facts) for cache in caches], "notices": notices.texts}
     html = page(numbers, pictures)
     _check_unchanged(run)
+    durable.remove_leftovers(path.parent)
     durable.publish(path, html)
     durable.publish(path.with_suffix(".json"), json.dumps(numbers, indent=1, ensure_ascii=False) + "\n")
     return _outcome(path, numbers, html)

@@ -14,11 +14,13 @@ from features.embed import Encoder, rounded
 from features.encoders import TINY, EncoderConfig, cache_tag, resolve_encoder
 from features.errors import CacheError, UsageError
 from features.families import load_encoder
+from features.kinds import IMAGE, SEPARATE, TEXT
 from features.plan import MANIFEST, digest, read_plan
 from features.preprocess import read_thumbnail
 from features.progress import Progress
 from features.short_names import SHORT_NAMES
 from features.status import Status
+from features.videos import VideoText
 from pipeline.config import ExtractConfig
 from pipeline.dataset import TRAIN
 from pipeline.devices import choose_device
@@ -83,22 +85,24 @@ class RunEncoders:
             The encoder cannot be found, or its files are not those that the run was trained on.
         """
         made = {image: self._image(tag, image) for image in dict.fromkeys(images)}
-        return _encoded([made[image] for image in images], self._encoder(tag).dim["image"])
+        return _encoded([made[image] for image in images], self._encoder(tag).dim[IMAGE])
 
     def texts(self, tag: str, kind: str, texts: Sequence[tuple[str, str]]) -> Encoded:
         """Vectors of titles and descriptions, each encoded alone; raises as `images` does."""
-        if kind != "text":
+        if kind not in (TEXT, *SEPARATE):
             raise CacheError(f"run {self._run.name} reads {kind} of {tag}, which is not made for new videos")
         policy = self._encoder(tag).text
         if policy is None:
             raise CacheError(f"run {self._run.name} reads texts with {tag}, which makes vectors of pictures alone")
-        made = {text: self._text(tag, policy.prompt(*text).text) for text in dict.fromkeys(texts)}
-        return _encoded([made[text] for text in texts], self._encoder(tag).dim["text"])
+        made = {
+            text: self._text(tag, policy.prompt(*VideoText(*text).of_kind(kind)).text) for text in dict.fromkeys(texts)
+        }
+        return _encoded([made[text] for text in texts], self._encoder(tag).dim[TEXT])
 
     def _image(self, tag: str, image: Path | Status) -> _Made:
         if isinstance(image, Status):
             return _Made(None, image)
-        tower = self._tower(tag, "image")
+        tower = self._tower(tag, IMAGE)
         thumbnail = read_thumbnail(image, self._encoder(tag).preprocess)
         if thumbnail.pixels is None:
             return _Made(None, thumbnail.status)
@@ -107,7 +111,7 @@ class RunEncoders:
     def _text(self, tag: str, prompt: str) -> _Made:
         if not prompt:
             return _Made(None, Status.EMPTY_TEXT)
-        tower = self._tower(tag, "text")
+        tower = self._tower(tag, TEXT)
         (tokens,), _ = tower.tokenize([prompt])
         length = len(tokens) if tower.trims_text else tower.max_tokens
         return _Made(tower.encode_tokens([tokens], length)[0], Status.OK)

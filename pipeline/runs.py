@@ -10,7 +10,6 @@ A crash between the two renames leaves no `<name>/` but a whole `.<name>.buildin
 import contextlib
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -171,14 +170,14 @@ def building(folder: Path) -> Iterator[Path]:
     with writer_lock(lock_path(folder)):
         _recover(folder)
         aside = _building(folder)
-        _remove_tree(aside)
-        _make_folder(aside)
+        durable.remove_tree(aside)
+        durable.make_folder(aside)
         try:
             yield aside
             _swap_in(folder)
         finally:
             if not (aside / RECORD).is_file():
-                _remove_tree(aside)
+                durable.remove_tree(aside)
 
 
 def seal(aside: Path, record: Mapping[str, Any]) -> None:
@@ -190,34 +189,20 @@ def seal(aside: Path, record: Mapping[str, Any]) -> None:
 
 def _swap_in(folder: Path) -> None:
     if folder.exists():
-        _remove_tree(_replaced(folder))
+        durable.remove_tree(_replaced(folder))
         durable.move(folder, _replaced(folder))
     durable.move(_building(folder), folder)
-    _remove_tree(_replaced(folder))
+    durable.remove_tree(_replaced(folder))
 
 
 def _recover(folder: Path) -> None:
     """Finish a swap that a crash interrupted; a run that was not sealed is not one."""
+    durable.remove_leftovers(folder.parent)
     if (_building(folder) / RECORD).is_file():
         _swap_in(folder)
     elif not folder.exists() and _replaced(folder).exists():
         durable.move(_replaced(folder), folder)
-    _remove_tree(_replaced(folder))
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise durable.storage_error(folder, error) from error
-
-
-def _remove_tree(folder: Path) -> None:
-    if folder.exists():
-        try:
-            shutil.rmtree(folder)
-        except OSError as error:
-            raise durable.storage_error(folder, error) from error
+    durable.remove_tree(_replaced(folder))
 
 
 def _building(folder: Path) -> Path:

@@ -34,6 +34,7 @@ from pipeline.members import (
 )
 from pipeline.oof import NotComparableError, read_oof
 from pipeline.outcome import Outcome, table
+from pipeline.outdated import tell_outdated
 from pipeline.runs import Run, only_run, open_run
 from pipeline.sample import submission_shape
 from pipeline.settings import to_plain
@@ -59,6 +60,7 @@ def submit(config: SubmitConfig, progress: Progress) -> Outcome:
     text = shape.as_csv(ensemble.videos.ids, target.from_log(log_views), non_negative=target.kind == "log1p")
     shift = _shift(config, ensemble, weights, log_views)
     path = ensemble.workspace.submission([run.name for run in runs], config.method)
+    durable.remove_leftovers(path.parent)
     durable.publish(path, text)
     info = _info(config, ensemble, weights, log_views) | facts | {"distribution": shift.to_dict()}
     info["submission"] = {"header": shape.header, "order": shape.order_of, "sha256": _sha256(text.encode())}
@@ -95,6 +97,7 @@ def _read(config: SubmitConfig, progress: Progress) -> _Ensemble:
         members = fold_members(workspace, runs[0], videos, config.checkpoint, stream=config.stream)
     else:
         members = run_members(workspace, runs, videos, config.checkpoint, config.space, stream=config.stream)
+    tell_outdated(config, (tag for run in runs for tag in run.part("encoders")), videos, progress)
     return _Ensemble(workspace, runs, dataset, videos, members, target)
 
 

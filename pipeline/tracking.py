@@ -6,9 +6,9 @@ hangs (wandb issues 8003, 9865). A tracking failure never costs a result: it is 
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from features import durable
 from features.progress import Progress
@@ -20,8 +20,10 @@ PROJECT = "vp"
 class RunLog:
     """Writes records under the keys `fold_0/weights/image`, `fold_0/val/msle`, `ensemble/...`."""
 
-    def __init__(self, lines: IO[str], wandb_run: Any, progress: Progress, first_seed: int | None = None) -> None:
-        self._lines, self._wandb, self._progress, self._first_seed = lines, wandb_run, progress, first_seed
+    def __init__(
+        self, append: Callable[[str], None], wandb_run: Any, progress: Progress, first_seed: int | None = None
+    ) -> None:
+        self._append, self._wandb, self._progress, self._first_seed = append, wandb_run, progress, first_seed
 
     def key(self, fold: int, seed: int | None) -> str:
         """What the keys of a member begin with: `fold_0` for the first seed, `fold_0/seed_43` for another."""
@@ -52,8 +54,7 @@ class RunLog:
             self._guarded(lambda: self._wandb.summary.update(dict(values)))
 
     def _write(self, values: Mapping[str, Any]) -> None:
-        self._lines.write(json.dumps(values) + "\n")
-        self._lines.flush()
+        self._append(json.dumps(values) + "\n")
 
     def _guarded(self, call: Any) -> None:
         try:
@@ -78,11 +79,9 @@ def run_log(
     wandb_run = None if mode == "disabled" else _start_wandb(mode, name, folder, config, progress)
     failed = True
     try:
-        with file.open("w", encoding="utf-8") as lines:
-            yield RunLog(lines, wandb_run, progress, first_seed)
+        with durable.lines_of(file) as append:
+            yield RunLog(append, wandb_run, progress, first_seed)
         failed = False
-    except OSError as error:
-        raise durable.storage_error(file, error) from error
     finally:
         if wandb_run is not None:
             _finish(wandb_run, exit_code=int(failed))

@@ -15,7 +15,7 @@ from jaxtyping import Float64
 
 from features import durable
 from features.encoders import cache_tag
-from features.errors import DataError
+from features.errors import DataError, UsageError
 from features.progress import Progress
 from features.videos import VideoTable
 from heads.chunks import Chunks, in_memory
@@ -33,6 +33,7 @@ from pipeline.memory import training_streams
 from pipeline.model_card import FILE as MODEL_CARD
 from pipeline.model_card import model_card
 from pipeline.outcome import Outcome, table
+from pipeline.outdated import tell_outdated
 from pipeline.plans import make_plan, tell_duplicates, tell_near_duplicates
 from pipeline.runs import building, checkpoint_path, seal
 from pipeline.scores import OutOfFold, distribution, fold_info, metrics_of
@@ -171,12 +172,15 @@ def _gathered_task(config: TrainHeadsConfig, workspace: Workspace, progress: Pro
     videos = dataset.train
     reference = _reference_date(config, dataset, progress)
     sources = choose_sources(workspace, list(dict.fromkeys(map(cache_tag, config.model))), config.modalities, videos)
+    if config.joint and len(sources) == 1:
+        raise UsageError(f"--joint reads across modalities, and there is only {sources[0].modality}: leave it out")
     read = dataset.tables if config.diagnostics else [videos]
     splits = [table.split for table in read if table is videos or _is_cached(workspace, sources, table)]
     stream = training_streams(config, workspace, sources, splits)
     if stream:
         progress.note("the vectors stay on disk: every pass reads them shard by shard")
     gathered = read_inputs(workspace, sources, videos, reference, stream=stream, progress=progress)
+    tell_outdated(config, gathered.encoders, videos, progress)
     log_views = Target(config.target).to_log(_views(videos))
     plan = make_plan(config, config.split, videos, log_views)
     duplicates = tell_duplicates(plan, videos, gathered.thumbnail_digest, progress)

@@ -17,9 +17,19 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 @dataclass(frozen=True)
 class Workspace:
-    """The work folder."""
+    """The work folder, which is made when something is written to it.
+
+    Raises
+    ------
+    UsageError
+        What is there is no folder.
+    """
 
     root: Path
+
+    def __post_init__(self) -> None:
+        if self.root.exists() and not self.root.is_dir():
+            raise UsageError(f"--work must be a folder or not be there yet, however {self.root} is none")
 
     @property
     def models(self) -> Path:
@@ -43,7 +53,10 @@ class Workspace:
     def run(self, name: str) -> Path:
         """The folder of one run."""
         if not _NAME.fullmatch(name):
-            raise UsageError(f"a run's name is made of letters, digits, '.', '_' and '-', up to 64, not {name!r}")
+            raise UsageError(
+                "a run's name is made of letters, digits, '.', '_' and '-', up to 64, and begins with a letter or a "
+                f"digit, not {name!r}"
+            )
         return self.runs / name
 
     def submission(self, runs: Sequence[str], method: str) -> Path:

@@ -5,6 +5,7 @@ import csv
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -283,10 +284,10 @@ def test_two_trainings_of_one_run_exclude_each_other(job):
     assert issubclass(LockedError, Exception)
 
 
-def _start(*arguments):
+def _start(*arguments, code=CODE):
     return subprocess.Popen(
-        [sys.executable, "-c", CODE, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parent)},
+        [sys.executable, "-c", code, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parent)}, start_new_session=True,
     )  # fmt: skip
 
 
@@ -296,7 +297,19 @@ def _wait_for_a_shard(process, folder):
         time.sleep(0.002)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def _living_in_session(session):
+    """Processes of a session that have not ended; one that nobody asked how it ended counts as ended."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, _, own_session = path.read_text().rpartition(")")[2].split()[:4]
+            if int(own_session) == session and state not in "ZX":
+                yield path.parent.name
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143), (signal.SIGKILL, -signal.SIGKILL)],
+)
 def test_an_extraction_that_is_stopped_goes_on_to_the_undisturbed_cache(job, number, code):
     undisturbed = sorted(path.name for path in Path("work").rglob("*.h5"))
     shutil.rmtree("work/embeddings")
@@ -307,8 +320,81 @@ def test_an_extraction_that_is_stopped_goes_on_to_the_undisturbed_cache(job, num
     if process.returncode != 0:  # it may have been faster than the signal
         assert process.returncode == code, messages
         assert "Traceback" not in messages
+    deadline = time.monotonic() + 10
+    while (left := list(_living_in_session(process.pid))) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not left
     assert vp("extract", "--model", "tiny").exit_code == 0
     assert sorted(path.name for path in Path("work").rglob("*.h5")) == undisturbed
+
+
+def test_vectors_of_an_older_title_are_trained_on_and_submitted_with_a_warning(trained):
+    for split in ("train_val", "test"):
+        table = pd.read_csv(f"dataset/{split}.csv", dtype=str, keep_default_na=False)
+        table.loc[3, "title"] = "another title"
+        table.to_csv(f"dataset/{split}.csv", index=False)
+    for command, split in ((("train-heads", *QUICK), "train_val"), (("submit",), "test")):
+        result = vp(*command)
+        assert result.exit_code == 0
+        assert f"warning: tiny: 1 row of {split}.csv have another text now" in result.stderr
+
+
+TERMINATED_TWICE = """
+import time, cli
+from pipeline.console import Console
+
+def stage(_config, _console):
+    try:
+        print("working", flush=True)
+        time.sleep(60)
+    finally:
+        print("ending", flush=True)
+        time.sleep(60)
+
+cli._run(stage, lambda: None, Console(), json=False)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_second_signal_ends_the_process_at_once(number):
+    command = [sys.executable, "-c", TERMINATED_TWICE]
+    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parent)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        for said in ("working\n", "ending\n"):
+            assert process.stdout.readline() == said
+            process.send_signal(number)
+        assert process.wait(timeout=10) == -number
+
+
+WITHOUT_ROOM = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4_000, 4_000)); {CODE}"
+"""Files of at most 4,000 bytes can be written, by this process and by those that it starts."""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "without"),
+    [(("extract", "--model", "tiny"), "work/embeddings"), (("train-heads", *QUICK), "work/runs"), (("demo",), "none")],
+)
+def test_a_file_system_that_takes_no_more_is_told_and_when_there_is_room_the_command_goes_on(job, arguments, without):
+    shutil.rmtree(without, ignore_errors=True)
+    with _start(*arguments, code=WITHOUT_ROOM) as process:
+        _, messages = process.communicate(timeout=120)
+    assert process.returncode == 5, messages
+    assert re.search(
+        r"^error: cannot write .*: File too large \(.*free\)\. .*make room .* run the same", messages, re.M
+    )
+    assert "Traceback" not in messages
+    assert not list(Path().rglob(".tmp-*"))
+    if arguments != ("demo",):
+        assert vp(*arguments).exit_code == 0
+
+
+def test_an_unfinished_cache_is_not_trained_on(job):
+    cache = Path("work/embeddings/tiny/train_val")
+    (cache / "manifest.json").rename(cache / "manifest.next.json")
+    next(cache.glob("text-*.h5")).unlink()
+    result = vp("train-heads", *QUICK)
+    assert result.exit_code == 7
+    assert f"the cache in {cache} is incomplete (1 of 2 shards): run `vp extract` again" in result.stderr
 
 
 def test_the_real_wandb_writes_the_weights_of_every_fold_offline(job, monkeypatch):
@@ -416,6 +502,28 @@ def test_a_dataset_without_thumbnails_and_dates_trains_on_what_it_has(job):
     result = vp("extract", "--model", "tiny")
     assert result.stderr.count("no thumbnails") == 1
     assert list(last_json(vp("train-heads", *QUICK, "--json"))["weights"]) == ["text", "age"]
+
+
+def test_titles_and_descriptions_can_have_vectors_of_their_own(job):
+    """The thumbnails' vectors serve both ways, and a run reads new videos as it read those it was trained on."""
+    shutil.rmtree("work/embeddings")
+    extract = ("extract", "--model", "tiny", "--precision", "fp32", "--json")
+    assert last_json(vp(*extract))["shards_written"] == 4
+    separate = last_json(vp(*extract, "--text", "separate"))
+    assert (separate["shards_written"], separate["shards_kept"]) == (4, 2)
+    assert vp("verify", "--quiet").exit_code == 0
+    weights = last_json(vp("train-heads", "--head", "linear", "--no-diagnostics", "--quiet", "--json"))["weights"]
+    assert list(weights) == ["image", "title", "description", "age"]
+    test = pd.read_csv("dataset/test.csv", dtype=str, keep_default_na=False)
+    columns = {"image": "test/" + test["id"] + ".jpg", "title": test["title"], "description": test["description"]}
+    pd.DataFrame(columns | {"date": test["date"]}).to_csv("dataset/new.csv", index=False)
+    assert vp("submit").exit_code == 0
+    assert vp("predict", "--csv", "dataset/new.csv", "--out", "new_views.csv").exit_code == 0
+    np.testing.assert_allclose(pd.read_csv("new_views.csv")["views"], submission()["views"], rtol=2e-3)
+    assert vp("report").exit_code == 0
+    assert "description" in (RUN / "report.html").read_text()
+    back = last_json(vp(*extract))
+    assert (back["shards_written"], back["shards_kept"]) == (0, 4)
 
 
 def test_data_goes_to_stdout_and_everything_else_to_stderr(trained):

@@ -1,5 +1,6 @@
 """The cache: nothing is lost, nothing is mixed, nothing is done twice."""
 
+import csv
 import errno
 import os
 import random
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from datetime import datetime
 
 import numpy as np
 import pytest
@@ -103,14 +105,37 @@ def test_only_missing_shards_are_made_again(cache_world, fake_encoder):
     assert names(cache_world) == before
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
+def test_times_from_the_future_and_a_clock_that_went_back_change_nothing(cache_world, fake_encoder, monkeypatch):
+    make(cache_world, fake_encoder())
+    before = names(cache_world)
+    for path in [*cache_world.folder.iterdir(), *cache_world.data.rglob("*")]:
+        os.utime(path, (4e9, 4e9))
+
+    class Yesterday(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(1970, 1, 2, tzinfo=tz)
+
+    for module in ("features.cache", "features.lock"):
+        monkeypatch.setattr(f"{module}.datetime", Yesterday)
+    assert make(cache_world, None).shards_kept == 6
+    (cache_world.folder / before[0]).unlink()
+    assert make(cache_world, fake_encoder()).shards_written == 1
+    assert names(cache_world) == before
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "folder"])
 def test_a_damaged_shard_is_set_aside_and_only_it_is_made_again(cache_world, fake_encoder, damage):
     make(cache_world, fake_encoder())
     before = names(cache_world)
     path = cache_world.folder / before[0]
     raw = bytearray(path.read_bytes())
     raw[len(raw) // 2] ^= 1
-    path.write_bytes({"flip": bytes(raw), "cut": bytes(raw[:100]), "empty": b""}[damage])
+    path.unlink()
+    if damage == "folder":
+        path.mkdir()
+    else:
+        path.write_bytes({"flip": bytes(raw), "cut": bytes(raw[:100]), "empty": b""}[damage])
     with pytest.raises(CacheError, match="damaged"):
         vectors_by_id(cache_world)
     summary = make(cache_world, fake_encoder())
@@ -357,3 +382,23 @@ def test_texts_are_padded_to_a_multiple_of_eight_and_no_further_than_the_encoder
     cache_world.folder = cache_world.folder.with_name("whole")
     make(cache_world, whole)
     assert set(whole.pads) == {20}
+
+
+def test_titles_and_descriptions_are_encoded_alone_where_each_has_its_vector(cache_world, fake_encoder):
+    columns = [["id", "title", "description", "views", "year"]]
+    rows = [
+        [id_, f"title {row}", f"words {row % 3}" * (row % 2), views, 2020]
+        for row, (id_, _, views, _) in enumerate(cache_world.rows)
+    ]
+    with (cache_world.data / "train_val.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([*columns, *rows])
+    summary = cache_world.make(fake_encoder(), dims={"title": 4, "description": 4})
+    store, encoder = EmbeddingStore.open(cache_world.folder), fake_encoder()
+    for kind, texts in (("title", [row[1] for row in rows]), ("description", [row[2] for row in rows])):
+        read = store.read(kind)
+        tokens, _ = encoder.tokenize([text or "x" for text in texts])
+        expected = encoder.encode_tokens(tokens, 20)
+        there = np.array([bool(text) for text in texts])
+        np.testing.assert_array_equal(read.present, there)
+        np.testing.assert_array_equal(read.vectors[there], expected[there].astype(np.float16))
+    assert summary.statuses["description"] == {"ok": 11, "empty_text": 11}

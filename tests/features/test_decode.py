@@ -74,6 +74,18 @@ def test_a_file_that_ends_early_is_truncated(decoded, kind: str, progressive: bo
 
 
 @pytest.mark.usefixtures("_either_decoder")
+def test_flipped_bits_inside_a_jpeg_cannot_be_seen_but_change_its_digest(decoded):
+    whole = encoded(picture(), "JPEG")
+    flipped = bytearray(whole)
+    for place in (len(whole) // 2, len(whole) // 2 + 7):
+        flipped[place] ^= 1
+    before, after = decoded(whole), decoded(bytes(flipped))
+    assert (before.status, after.status) == (Status.OK, Status.OK)
+    assert (before.rgb != after.rgb).any()
+    assert before.source_sha256 != after.source_sha256
+
+
+@pytest.mark.usefixtures("_either_decoder")
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_bytes_behind_the_end_of_an_image_do_no_harm(decoded, kind: str):
     assert decoded(encoded(picture(), kind) + b"\0" * 50 + b"appended by a camera").status is Status.OK

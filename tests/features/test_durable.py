@@ -343,7 +343,7 @@ def test_where_there_is_no_room_the_message_says_how_much_is_needed_and_how_much
     message = str(durable.storage_error(path, OSError(code, os.strerror(code)), needed_bytes=5_000_000))
     assert message == (
         f"cannot write {path}: {os.strerror(code)} (5,000,000 bytes needed, 1,234 free). Everything finished before is "
-        "kept: make room or choose another --work, then run the same command again."
+        "kept: make room or choose another folder, then run the same command again."
     )
 
 
@@ -371,6 +371,182 @@ def test_a_file_where_a_folder_should_be_is_a_storage_error(file):
         with pytest.raises(StorageError, match=r"cannot write .*inside"):
             work()
     assert file.read_bytes() == OLD
+
+
+@pytest.mark.parametrize("kind", ["a folder", "a device, a pipe or a socket"])
+@pytest.mark.parametrize("linked", [False, True])
+def test_what_is_no_file_is_never_replaced_by_one(file, kind, linked):
+    """For root, a rename over /dev/null puts a file there, and breaks the machine."""
+    place = file.with_name("place") if linked else file
+    place.mkdir() if kind == "a folder" else os.mkfifo(place)
+    if linked:
+        file.symlink_to(place.name)
+    before = {path.name: path.lstat() for path in file.parent.iterdir()}
+    with pytest.raises(StorageError, match=f"cannot write .*/file: it is {kind}, and must be a file or not be there"):
+        durable.publish(file, NEW)
+    assert {path.name: path.lstat() for path in file.parent.iterdir()} == before
+
+
+def test_a_name_that_no_disk_takes_is_a_storage_error(tmp_path):
+    with pytest.raises(StorageError, match="File name too long"):
+        durable.publish(tmp_path / ("x" * 300), NEW)
+
+
+def test_calls_that_a_signal_interrupts_are_made_again(file, monkeypatch):
+    """As renames on network file systems are, which Python itself does not repeat."""
+    turns = itertools.count()
+
+    def interrupted_every_other_time():
+        if next(turns) % 2 == 0:
+            raise InterruptedError
+
+    monkeypatch.setattr(durable, "calls", SteppedCalls(interrupted_every_other_time))
+    durable.publish(file, NEW)
+    assert file.read_bytes() == NEW
+    assert names(file.parent) == {"file"}
+
+
+# Folders that appear whole, and files that grow
+
+
+def fill(folder):
+    (folder / "a").write_bytes(NEW)
+    (folder / "deeper").mkdir()
+    (folder / "deeper" / "b").write_bytes(OLD)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+def test_wherever_making_a_folder_fails_it_is_there_whole_or_not_at_all(tmp_path, monkeypatch, code):
+    folder = tmp_path / "above" / "folder"
+    seen = []
+
+    def attempt():
+        with durable.whole_folder(folder) as aside:
+            fill(aside)
+
+    for message in at_every_call(monkeypatch, OSError(code, os.strerror(code)), attempt):
+        seen.append(sorted(path.name for path in folder.rglob("*")) if folder.exists() else None)
+        assert message is None or message.startswith(f"cannot write {folder}: {os.strerror(code)}")
+        assert not list(tmp_path.rglob(".tmp-*"))
+        if folder.exists() and message is not None:
+            folder.rename(tmp_path / "seen")
+    assert [names for names in seen if names is not None] == [["a", "b", "deeper"]] * 2  # before and after its flush
+    assert seen[0] is None
+
+
+def test_every_file_of_a_folder_is_flushed_before_the_folder_gets_its_name(tmp_path, monkeypatch):
+    steps = []
+
+    class Spy(durable.DiskCalls):
+        def sync(self, descriptor):
+            super().sync(descriptor)
+            steps.append(os.fstat(descriptor).st_ino)
+
+        def replace(self, source, target):
+            super().replace(source, target)
+            steps.append("named")
+
+    monkeypatch.setattr(durable, "calls", Spy())
+    with durable.whole_folder(tmp_path / "folder") as aside:
+        fill(aside)
+    before, after = steps[: steps.index("named")], steps[steps.index("named") :]
+    assert {path.stat().st_ino for path in [tmp_path / "folder", *(tmp_path / "folder").rglob("*")]} <= set(before)
+    assert tmp_path.stat().st_ino in after
+
+
+def test_a_folder_that_is_not_finished_leaves_nothing_and_its_error_stays_what_it_is(tmp_path):
+    def attempt():
+        with durable.whole_folder(tmp_path / "folder") as aside:
+            fill(aside)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        attempt()
+    assert not names(tmp_path)
+
+
+def test_a_folder_that_holds_something_is_not_replaced(tmp_path):
+    fill(tmp_path)
+    with pytest.raises(StorageError, match="deeper"), durable.whole_folder(tmp_path / "deeper") as aside:
+        fill(aside)
+    assert names(tmp_path) == {"a", "deeper"}
+    assert names(tmp_path / "deeper") == {"b"}
+
+
+def test_a_folder_that_a_process_left_unfinished_goes_when_the_next_one_is_made(file, monkeypatch):
+    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
+        pass
+    left = file.with_name(temporary_name(file, monkeypatch, dead.pid))
+    left.mkdir()
+    fill(left)
+    with durable.whole_folder(file.with_name("folder")) as aside:
+        fill(aside)
+    assert names(file.parent) == {"file", "folder"}
+
+
+def test_a_link_with_a_temporary_name_goes_and_what_it_names_stays(file, monkeypatch):
+    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
+        pass
+    mine = file.with_name("mine")
+    mine.mkdir()
+    fill(mine)
+    file.with_name(temporary_name(file, monkeypatch, dead.pid)).symlink_to("mine")
+    assert durable.remove_leftovers(file.parent) == 1
+    assert names(mine) == {"a", "deeper"}
+
+
+def test_a_file_that_grows_can_be_read_meanwhile_and_begins_anew(file):
+    file.write_bytes(OLD)
+    with durable.lines_of(file) as append:
+        assert file.read_bytes() == b""
+        append("a\n")
+        assert file.read_bytes() == b"a\n"
+        append("é\n")
+    assert file.read_bytes() == "a\né\n".encode()
+
+
+def test_wherever_a_file_that_grows_fails_it_is_a_storage_error(file, monkeypatch):
+    def attempt():
+        with durable.lines_of(file) as append:
+            append("a line\n")
+
+    *messages, last = at_every_call(monkeypatch, OSError(errno.EIO, "Input/output error"), attempt)
+    assert (len(messages) >= 4, last) == (True, None)  # create, short writes, flush
+    assert all(message.startswith(f"cannot write {file}: Input/output error.") for message in messages)
+
+
+def test_an_error_beside_a_file_that_grows_stays_what_it_is(file):
+    def attempt():
+        with durable.lines_of(file) as append:
+            append("a line\n")
+            raise FileNotFoundError
+
+    with pytest.raises(FileNotFoundError):
+        attempt()
+    assert file.read_bytes() == b"a line\n"
+
+
+@pytest.mark.parametrize("work", [durable.remove_leftovers, durable.remove_tree, durable.make_folder])
+def test_a_disk_that_fails_elsewhere_is_a_storage_error_too(file, monkeypatch, work):
+    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
+        pass
+    file.with_name(temporary_name(file, monkeypatch, dead.pid)).touch()
+    file.unlink()
+
+    def failing(_path):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    for call in ("unlink", "remove_tree", "make_folder"):
+        monkeypatch.setattr(durable.calls, call, failing)
+    with pytest.raises(StorageError, match=r"cannot write .*: Read-only file system"):
+        work(file.parent / "new" if work is durable.make_folder else file.parent)
+
+
+def test_a_folder_that_is_gone_can_be_removed_again(tmp_path):
+    fill(tmp_path)
+    durable.remove_tree(tmp_path / "deeper")
+    durable.remove_tree(tmp_path / "deeper")
+    assert names(tmp_path) == {"a"}
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="nothing is read-only for root")

@@ -277,6 +277,13 @@ def test_rows_are_told_batch_by_batch_and_in_the_end_all_of_them_are(recorder, i
     assert told == [2, 1, 2]
 
 
+def test_rows_that_need_no_batch_are_told_as_they_pass(recorder):
+    """A shard of repeats or missing files takes long to read; its worker must not be taken for hung."""
+    told = []
+    encode_images(recorder(), [without_pixels(Status.MISSING)] * 5 + [picture(1)] * 3, 2, tell=told.append)
+    assert told == [2, 2, 2, 1, 1]
+
+
 def test_two_batches_are_on_the_device_at_a_time_if_it_can_take_them(fake_encoder):
     both = threading.Barrier(2, timeout=10)
 

@@ -132,6 +132,23 @@ def test_in_another_environment_some_vectors_are_made_again_before_more_are_adde
 BEGUN = "the cache was begun in another environment"
 
 
+def test_vectors_are_compared_where_there_are_some(cache_world, tmp_path):
+    """The first rows have no thumbnail: those behind them tell, and a cache without any vector has nothing to tell."""
+    folder = tmp_path / "cache"
+    recipe = cache_world.recipe(dims={"image": 3})
+    elsewhere = cache_world.recipe(dims={"image": 3}, environment={"device": "another"})
+    for row in range(10):
+        (cache_world.data / "train_val" / f"id-{row:03d}.jpg").unlink()
+    make(cache_world, folder, recipe=recipe)
+    (folder / names(folder)[2]).unlink()
+    with pytest.raises(CacheError, match="4 stored image vectors were made again: lowest cosine 0"):
+        make(cache_world, folder, recipe=elsewhere, shift=300.0)
+    for name in names(folder)[1:]:
+        (folder / name).unlink()
+    summary, told = make(cache_world, folder, recipe=elsewhere, shift=300.0)
+    assert (summary.shards_kept, summary.shards_written, told.notes) == (1, 2, [])
+
+
 def test_where_vectors_come_out_otherwise_nothing_is_added(cache_world, tmp_path):
     folder = tmp_path / "cache"
     make(cache_world, folder)
@@ -157,6 +174,19 @@ def test_two_parts_make_the_whole_and_the_last_one_publishes_it(cache_world, tmp
     assert names(folder) == names(tmp_path / "whole")
     assert EmbeddingStore.open(folder).plan.is_complete
     assert not (folder / "manifest.next.json").exists()
+
+
+def test_a_part_leaves_the_damaged_shards_of_another_to_that(cache_world, tmp_path):
+    folder = tmp_path / "shared"
+    make(cache_world, folder)
+    before = names(folder)
+    for name in before[:2]:
+        (folder / name).write_bytes(b"damaged")
+    make(cache_world, folder, part=Part(1, 2))
+    assert [path.name for path in (folder / "quarantine").iterdir()] == [before[0]]
+    make(cache_world, folder, part=Part(2, 2))
+    assert sorted(path.name for path in (folder / "quarantine").iterdir()) == before[:2]
+    assert names(folder) == before
 
 
 def test_shards_that_were_made_in_two_folders_can_be_put_together(cache_world, tmp_path):

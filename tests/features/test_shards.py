@@ -24,6 +24,7 @@ from features.errors import CacheError
 from features.shards import (
     Shard,
     ShardFacts,
+    ShardMemory,
     from_bytes,
     max_shard_bytes,
     read_facts,
@@ -546,3 +547,16 @@ def test_where_there_is_no_room_for_a_shard_nothing_is_left_and_nothing_crashes(
     assert (process.returncode, process.stderr) == (0, "")
     assert "File too large" in process.stdout
     assert not list(tmp_path.iterdir())
+
+
+def test_memory_that_is_read_into_again_and_again_gives_the_same_shards(tmp_path):
+    """Large and small files in turn: nothing of one is left in the other, and a cut file is told as ever."""
+    one_row = {"status": np.zeros(1, np.uint8), "source_digest": np.ones((1, 16), np.uint8)}
+    both = [a_shard(), a_shard(ids=["only-one"], embedding=np.ones((1, 3), np.float16), **one_row)]
+    names, memory = [write_shard(tmp_path, shard) for shard in both], ShardMemory()
+    for turn in (0, 1, 0, 1, 1, 0):
+        assert_equal(read_shard(tmp_path / names[turn], max_bytes=LIMIT, memory=memory), both[turn])
+    raw = (tmp_path / names[0]).read_bytes()
+    (tmp_path / names[0]).write_bytes(raw[:-1])
+    with pytest.raises(CacheError, match="do not match its name"):
+        read_shard(tmp_path / names[0], max_bytes=LIMIT, memory=memory)

@@ -54,6 +54,14 @@ def test_a_row_that_was_removed_is_gone_and_those_behind_it_have_moved(whole):
     assert found.gone.first == ["id-003"]
 
 
+def test_a_title_that_changed_counts_once_however_many_vectors_are_made_of_texts(cache_world, fake_encoder):
+    cache_world.make(fake_encoder(), dims={"image": 3, "title": 4, "description": 4})
+    assert staleness(cache_world).is_fresh
+    cache_world.rows[2][1] = "another title"
+    cache_world.write()
+    assert counts(cache_world) == {"texts": 1}
+
+
 def test_rows_in_another_order_have_moved_and_nothing_else(whole):
     whole.rows.reverse()
     whole.write()

@@ -81,7 +81,7 @@ def test_only_what_computes_in_bf16_is_asked_to(monkeypatch, tmp_path, device, f
     if flags is not None:
         cpuinfo.write_text(f"processor : 0\nmodel name : made by “us”\nflags : {flags}\n", encoding="utf-8")
     monkeypatch.setattr("pipeline.devices.Path", {"/proc/cpuinfo": cpuinfo}.__getitem__)
-    assert auto_precision(device) == precision
+    assert auto_precision([device]) == precision
 
 
 @pytest.fixture
@@ -95,6 +95,7 @@ def driver(monkeypatch, tmp_path):
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     cuda = SimpleNamespace(get_device_name=lambda _: "a GPU of torch", get_device_capability=lambda _: (7, 0))
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
     yield monkeypatch
@@ -118,14 +119,28 @@ def test_the_driver_is_asked_for_the_gpu_that_is_meant_and_torch_if_it_does_not_
     assert device_name(device) == told.name
 
 
+def test_where_cuda_numbers_gpus_by_speed_the_driver_is_asked_by_name_only(driver):
+    driver.delenv("CUDA_DEVICE_ORDER")
+    driver.setenv("CUDA_VISIBLE_DEVICES", "0,GPU-5")
+    assert gpu("cuda:0").name == "a GPU of torch"
+    assert gpu("cuda:1").name == "NVIDIA H100, PCIe"
+
+
 def test_where_there_is_no_such_tool_torch_is_asked(driver):
     driver.setenv("PATH", "/nowhere")
     assert gpu("cuda:0").name == "a GPU of torch"
 
 
-@pytest.mark.parametrize(("device", "precision"), [("cuda:0", "fp16"), ("cuda:1", "bf16")])
-def test_gpus_that_do_not_compute_in_bf16_get_fp16(driver, device, precision):
-    assert auto_precision(device) == precision
+@pytest.mark.parametrize(
+    ("devices", "precision"), [(["cuda:0"], "fp16"), (["cuda:1"], "bf16"), (["cuda:1", "cuda:0"], "fp16")]
+)
+def test_all_gpus_compute_in_what_the_oldest_can(driver, devices, precision):
+    assert auto_precision(devices) == precision
+
+
+def test_the_cores_can_be_limited_from_outside(monkeypatch):
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
+    assert devices.cores() == 1
 
 
 def test_a_cpu_is_named_by_its_kind():

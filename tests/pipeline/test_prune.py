@@ -125,6 +125,18 @@ def test_a_temporary_file_of_a_live_process_stays(job):
     assert path.exists()
 
 
+def test_a_folder_that_was_never_finished_goes_and_one_behind_a_link_stays(job, monkeypatch):
+    monkeypatch.setattr(durable, "_HOST", "here")
+    mine, models = Path("mine"), job.work / "models"
+    unfinished, link = (models / f".tmp-here-{GONE}-{digit * 32}" for digit in "01")
+    for folder in (mine, unfinished):
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+    link.symlink_to(mine.resolve())
+    assert [(file["path"], file["why"]) for file in facts("--yes")["files"]] == [(str(unfinished), "unfinished folder")]
+    assert (unfinished.exists(), link.is_symlink(), (mine / "config.json").exists()) == (False, True, True)
+
+
 @pytest.mark.parametrize("text", ["", '{"format": "vp-cache", "schema": 2}'])
 def test_shards_beside_a_manifest_that_cannot_be_read_stay(littered, job, text):
     (job.cache / "manifest.json").write_text(text)

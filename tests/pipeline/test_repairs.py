@@ -23,6 +23,8 @@ def plan(source, *kinds):
     [
         ("ViT-L-14", plan("openai/clip-vit-large-patch14", "image", "text"), "vp extract --model ViT-L-14"),
         ("tiny", plan("tiny", "text"), "vp extract --model tiny --modalities text"),
+        ("tiny", plan("tiny", "image", "title", "description"), "vp extract --model tiny --text separate"),
+        ("tiny", plan("tiny", "title"), "vp extract --model tiny --text separate --modalities title"),
         ("me--clip", plan("me/clip", "image", "text"), "vp extract --model me/clip"),
         ("me--clip", None, "vp extract --model me/clip"),
         ("my-clip", plan("my clip", "image", "text"), "vp extract --model 'PATH/TO/my clip'"),

@@ -1,14 +1,15 @@
 """The record of a training: always on disk, to Weights & Biases if asked, and never at the cost of the training."""
 
+import errno
 import fnmatch
 import json
 import sys
 from dataclasses import asdict, replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from features import durable
 from features.errors import StorageError
 from features.progress import Silent
 from heads.members import EpochRecord
@@ -228,10 +229,14 @@ def test_a_package_that_cannot_be_imported_for_any_reason_costs_nothing(tmp_path
     assert lines(tmp_path) == [RESULT]
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is always full")
-def test_a_full_disk_is_told_with_what_to_do_and_is_a_failed_run(train, tmp_path, monkeypatch):
+@pytest.mark.parametrize("step", ["create", "write", "sync"])
+def test_a_full_disk_is_told_with_what_to_do_and_is_a_failed_run(train, monkeypatch, step):
     service = Service()
-    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(durable.calls, step, full)
     with pytest.raises(StorageError, match=r"metrics\.jsonl: No space left on device .*make room"):
         train(service)
     assert service.ended == [1]

@@ -1,0 +1,377 @@
+"""Every command, stopped or failed at every single call to the disk, and then run again.
+
+Whatever happens: each file that a reader finds is the old one or the new one, whole; the exit code and the last line of
+stdout say how it ended; and the same command, run again, makes what an undisturbed one makes and leaves nothing else.
+"""
+
+import contextlib
+import csv
+import errno
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import cli
+from features import durable
+from features.errors import CacheError
+from features.preprocess import cut_thumbnail
+from features.store import EmbeddingStore
+from pipeline.runs import open_run
+from tests.command_line import last_json, vp
+from tests.conftest import FakeEncoder, WorkersHere
+from tests.faulty_disk import (
+    CountingDisk,
+    CrowdedDisk,
+    Died,
+    DyingProcess,
+    FailingDisk,
+    PowerCut,
+    ReadOnlyDisk,
+    SteppedDisk,
+)
+
+CODES = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+TRAIN, TEST = 6, 4
+
+
+class WideEncoder(FakeEncoder):
+    """Vectors as wide as those of `tiny`."""
+
+    def encode_images(self, pixels):
+        return np.resize(super().encode_images(pixels), (len(pixels), 64))
+
+    def encode_tokens(self, tokens, pad_to):
+        return np.resize(super().encode_tokens(tokens, pad_to), (len(tokens), 64))
+
+
+def workers_of_this_process(_config, encoder, recipe, _devices, _progress):
+    """Stands in for the supervisor: what a worker process would do to the disk happens here, where it can fail."""
+    cut = partial(cut_thumbnail, preprocess=encoder.preprocess)
+    return contextlib.nullcontext(WorkersHere(WideEncoder(), recipe.batch_size, cut))
+
+
+# What a reader finds, by name; equal only if all of it is. Reading it fails if it is not whole.
+
+
+def caches() -> dict[str, object]:
+    found = {}
+    for folder in sorted(Path("work/embeddings/tiny").glob("*")):
+        if (folder / "manifest.json").exists():
+            store = EmbeddingStore.open(folder)
+            for kind in store.plan.dims:
+                store.read(kind)
+            found[folder.name] = (folder / "manifest.json").read_bytes()
+    return found
+
+
+def run() -> dict[str, object]:
+    try:
+        found = open_run(Path("work/runs/lines"))
+    except CacheError as error:
+        assert "no run in" in str(error)  # noqa: PT017 - anything else than an absent run is a failure
+        return {}
+    return {"run": [(found.folder / "run.json").read_bytes(), *map(found.verified, found.part("files"))]}
+
+
+def files(pattern: str) -> dict[str, object]:
+    return {str(path): path.read_bytes() for path in sorted(Path().glob(pattern))}
+
+
+@dataclass(frozen=True)
+class Command:
+    """How it is typed, what takes a folder in which all commands have run to the state before it, and its results."""
+
+    words: str
+    before: Callable[[], object]
+    found: Callable[[], dict[str, object]]
+
+
+HEADS = "train-heads --name lines --head linear --modalities age --folds 2 --no-search --no-diagnostics"
+SLOW = pytest.mark.slow
+COMMANDS = {
+    "extract": Command("extract --model tiny", lambda: shutil.rmtree("work/embeddings"), caches),
+    "extract again": Command("extract --model tiny", lambda: write_dataset(Path("dataset"), TRAIN + 3), caches),
+    "train-heads": Command(HEADS, lambda: shutil.rmtree("work/runs"), run),
+    "train-heads again": Command(f"{HEADS} --seed 7", lambda: None, run),
+    "submit": Command(
+        "submit --run lines", lambda: shutil.rmtree("work/submissions"), lambda: files("work/submissions/[!.]*")
+    ),
+    "submit again": Command("submit --run lines --space views", lambda: None, lambda: files("work/submissions/[!.]*")),
+    "report": Command(
+        "report --run lines",
+        lambda: Path("work/runs/lines/report.html").write_text("the old page"),
+        lambda: files("work/runs/lines/report.*"),
+    ),
+}
+"""A command that comes to publish something is one line here."""
+
+
+def write_dataset(data: Path, n_train: int) -> None:
+    for split, n_rows in (("train_val", n_train), ("test", TEST)):
+        (data / split).mkdir(parents=True, exist_ok=True)
+        for row in range(n_rows):
+            shade = np.full((9, 12, 3), 20 * row + len(split), np.uint8)
+            path = data / split / f"{split}-{row}.jpg"
+            Image.fromarray(shade).save(path, "PNG")
+            os.utime(path, (1e9, 1e9))
+        rows = [[f"{split}-{row}", f"title {row}", 2010 + row % 4, 10**row] for row in range(n_rows)]
+        with (data / f"{split}.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([["id", "title", "year", "views"], *rows])
+
+
+class Noon(datetime):
+    """A clock that stands still, so that equal results are equal bytes."""
+
+    @classmethod
+    def now(cls, tz=None):
+        return cls(2026, 1, 1, 12, tzinfo=tz)
+
+
+def stop_the_clock(patch: pytest.MonkeyPatch) -> None:
+    for module in ("features.cache", "pipeline.train_heads", "pipeline.submit"):
+        patch.setattr(f"{module}.datetime", Noon)
+    patch.setattr("pipeline.train_heads.time", SimpleNamespace(monotonic=lambda: 0.0))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_and_still():
+    """Shards of a few rows, made in this process by an encoder of nothing, and no time that passes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.extract._workers", workers_of_this_process)
+        patch.setattr("pipeline.extract.CPU_ROWS_PER_SHARD", 4)
+        stop_the_clock(patch)
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, small_and_still):
+    """A folder in which every command has run once."""
+    root = tmp_path_factory.mktemp("finished")
+    write_dataset(root / "dataset", TRAIN)
+    with contextlib.chdir(root):
+        for words in ("extract --model tiny", HEADS, "submit --run lines", "report --run lines"):
+            result = vp(*words.split(), "--quiet")
+            assert result.exit_code == 0, result.output
+    return root
+
+
+class Job:
+    """A command in a folder of its own, which can be had anew, and what it finds and makes undisturbed."""
+
+    def __init__(self, command: Command, finished: Path, root: Path) -> None:
+        self.command, self._finished, self.root = command, finished, root
+        self.anew()
+        self._finished_from: set[object] = set()
+        self.old = command.found()
+        disk = CountingDisk()
+        assert self.run(disk).exit_code == 0
+        self.calls = disk.calls
+        self.new, self.names = command.found(), self.published()
+        assert self.new
+        assert self.new != self.old
+
+    def anew(self) -> None:
+        """The state before the command."""
+        shutil.rmtree(self.root, ignore_errors=True)
+        shutil.copytree(self._finished, self.root, copy_function=shutil.copy2)
+        os.chdir(self.root)
+        self.command.before()
+
+    def run(self, disk: durable.DiskCalls | None = None):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(durable, "calls", disk or SteppedDisk())
+            return vp(*self.command.words.split(), "--json", "--quiet")
+
+    def published(self) -> set[str]:
+        """The names of everything in the work folder but locks, and what tells how fast the last shards were made."""
+        return {
+            str(path)
+            for path in Path("work").rglob("*")
+            if not path.name.startswith(".part-") and path.suffix != ".lock" and path.name != "timing.json"
+        }
+
+    def check(self) -> None:
+        """What a reader finds is the old state or the new one, file by file."""
+        found = self.command.found()
+        assert found.keys() <= self.old.keys() | self.new.keys()
+        for name in self.old.keys() | self.new.keys():
+            assert found.get(name) in (self.old.get(name), self.new.get(name)), name
+        if (Path("work/submissions/lines_ensemble_mean.csv")).exists():
+            check_ids()
+
+    def finish(self) -> None:
+        """The same command, run again, makes what an undisturbed one makes, and leaves nothing else.
+
+        What it makes depends on the work folder alone, so it is run once from each state of it.
+        """
+        state = work_folder()
+        if state in self._finished_from:
+            return
+        self._finished_from.add(state)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(durable, "is_alive", lambda _pid: False)  # the process that died was this one
+            result = self.run()
+        assert result.exit_code == 0, result.output
+        assert self.command.found() == self.new
+        assert self.published() == self.names
+
+
+def work_folder() -> frozenset[tuple[str, bytes | None]]:
+    """Everything in it; one temporary name is as good as another, and who held a lock does not matter."""
+    paths = [path for path in Path("work").rglob("*") if not path.name.endswith(".holder.json")]
+    return frozenset(
+        (re.sub(r"\.tmp-[\w-]+", ".tmp", str(path)), path.read_bytes() if path.is_file() else None) for path in paths
+    )
+
+
+def check_ids() -> None:
+    """A submission has the ids of the test table, in their order."""
+    with Path("work/submissions/lines_ensemble_mean.csv").open(newline="") as file:
+        ids = [row[0] for row in csv.reader(file)]
+    assert ids == ["ID", *(f"test-{row}" for row in range(TEST))]
+
+
+OFTEN = [name if name.endswith("again") or name == "report" else pytest.param(name, marks=SLOW) for name in COMMANDS]
+
+
+@pytest.fixture(params=OFTEN)
+def job(request, finished, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return Job(COMMANDS[request.param], finished, tmp_path / "job")
+
+
+def stopped_at_each(job: Job, disk_at: Callable[[int], Any], but: str = "") -> Iterator[tuple[Any, Any]]:
+    """The disk and the result (None for a process that died) of a run that is stopped at call 1, 2, ... to the disk."""
+    for at, call in enumerate(job.calls, start=1):
+        if call != but:
+            job.anew()
+            disk = disk_at(at)
+            try:
+                result = job.run(disk)
+            except Died:
+                result = None
+            assert disk.happened
+            yield disk, result
+
+
+def test_a_process_that_dies_before_any_call_to_the_disk_loses_nothing(job):
+    for _, result in stopped_at_each(job, DyingProcess, but="sync"):  # which changes nothing that can be seen
+        assert result is None
+        job.check()
+        job.finish()
+
+
+def assert_told(result, job: Job) -> None:
+    """A failure is one message, one line of JSON and exit code 5; or it did not matter, and everything is new."""
+    facts = last_json(result)
+    if result.exit_code == 0:
+        assert job.command.found() == job.new
+        return
+    assert (result.exit_code, facts["exit_code"]) == (5, 5), result.output
+    assert facts["error"].startswith("cannot write ")
+    assert facts["error"].endswith("run the same command again.")
+    assert f"error: {facts['error']}\n" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_disk_that_fails_at_any_call_is_told_and_loses_nothing(job):
+    for _, result in stopped_at_each(job, lambda at: FailingDisk(CODES[at % len(CODES)], at)):
+        assert_told(result, job)
+        job.check()
+        assert not list(Path("work").rglob(".tmp-*"))
+        job.finish()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("code", CODES)
+def test_a_disk_that_fails_for_any_reason_at_any_call_is_told_and_loses_nothing(job, code):
+    for _, result in stopped_at_each(job, lambda at: FailingDisk(code, at)):
+        assert_told(result, job)
+        job.check()
+        job.finish()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("names_lost", [False, True])
+def test_a_machine_that_stops_before_any_call_to_the_disk_loses_nothing(job, tmp_path, names_lost):
+    (tmp_path / "spare").mkdir()
+    for disk, _ in stopped_at_each(job, lambda at: PowerCut(at, tmp_path / "spare", names_lost=names_lost)):
+        disk.happen(job.root)
+        job.check()
+        job.finish()
+
+
+def test_on_a_disk_that_cannot_be_written_what_is_finished_can_be_used_and_nothing_else_is_begun(finished, monkeypatch):
+    monkeypatch.chdir(finished)
+    monkeypatch.setattr(durable, "calls", ReadOnlyDisk())
+    before = work_folder()
+    for words in ("extract --model tiny", "status", "verify", "prune", "predict --run lines --year 2014 --title x"):
+        assert vp(*words.split(), "--quiet").exit_code == 0, words
+    for words in (HEADS, "submit --run lines", "report --run lines", "prune --yes --run lines"):
+        result = vp(*words.split(), "--quiet")
+        assert (result.exit_code, "Read-only file system" in result.stderr) == (5, True), words
+    assert work_folder() == before
+
+
+DIE = """
+import os, sys
+import cli, pytest
+from features import durable
+from tests.faulty_disk import DyingProcess
+from tests.test_faults import stop_the_clock
+
+class Ending(DyingProcess):
+    def before(self, call):
+        self.left -= 1
+        if self.left == 0:
+            os._exit(137)
+
+stop_the_clock(pytest.MonkeyPatch())
+for line in sys.stdin:
+    folder, at, *words = line.split()
+    child = os.fork()
+    if child == 0:
+        os.chdir(folder)
+        durable.calls = Ending(int(at))
+        cli.app([*words, "--quiet"])
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.mark.parametrize("name", ["train-heads again", "submit again"])
+def test_a_process_that_is_really_gone_leaves_what_the_next_one_needs(finished, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    job = Job(COMMANDS[name], finished, tmp_path / "job")
+    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parent)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment}
+    with subprocess.Popen([sys.executable, "-c", DIE], **pipes) as forking:
+        for at in range(1, len(job.calls), max(1, len(job.calls) // 6)):
+            job.anew()
+            print(job.root, at, job.command.words, file=forking.stdin, flush=True)
+            assert forking.stdout.readline() == "137\n"
+            job.check()
+            assert job.run().exit_code == 0
+            assert job.command.found() == job.new
+            assert job.published() == job.names
+        forking.stdin.close()
+
+
+def test_signals_and_short_writes_are_not_noticed(job):
+    job.anew()
+    result = job.run(CrowdedDisk())
+    assert result.exit_code == 0, result.output
+    assert job.command.found() == job.new
+    assert job.published() == job.names
