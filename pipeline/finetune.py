@@ -1,6 +1,5 @@
 """`vp finetune`: run + images -> run with the encoder unfrozen, one fold per device, resumable after every epoch."""
 
-import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from features import durable
 from features.errors import UsageError, WorkersFailedError
 from features.lora import require_peft
 from features.progress import Progress
@@ -54,7 +54,7 @@ def finetune(config: FinetuneConfig, progress: Progress) -> Outcome:
     stage = Stage.prepared(config, workspace, dataset, progress)
     with building(stage.folder) as aside:
         metrics = stage.run(aside, begun)
-    shutil.rmtree(stage.tuning, ignore_errors=True)  # all that is in it stands in the run now
+    durable.remove_tree(stage.tuning)  # all that is in it stands in the run now
     return outcome(config, stage.folder, metrics, has_test=dataset.test is not None)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -68,6 +69,8 @@ def test_it_is_submitted_alone_and_with_the_run_it_came_from(job):
     stored = pd.read_csv(Path("work/runs") / NAME / "test_predictions.csv")
     expected = np.expm1(stored.groupby("id", sort=False)["log_pred_final"].mean())
     assert alone["views"].to_numpy() == pytest.approx(expected.to_numpy())
+    shutil.rmtree("work/embeddings")
+    assert vp("submit", "--run", NAME).exit_code == 0
 
 
 @pytest.mark.parametrize("moment", ["best", "final"])
