@@ -68,8 +68,8 @@ def _what(facts: Mapping[str, Any]) -> str:
 
 def _tuned(facts: Mapping[str, Any], tuned: Mapping[str, Any]) -> list[str]:
     config = facts["config"]
-    which = f"additions of rank {config['lora']} (LoRA)" if config["lora"] else "weights"
-    what = "the heads alone" if config["freeze_clip"] else f"heads and {which} of its blocks ({config['unfreeze']})"
+    which = f"additions of rank {config['lora']} to its blocks (LoRA)" if config["lora"] else "its towers"
+    what = "the heads alone" if config["freeze_clip"] else f"heads and {which} (`--unfreeze {config['unfreeze']}`)"
     lines = [f"- Tuned, {config['epochs']} epochs in {tuned['precision']}: {what}, from run {escaped(tuned['run'])}"]
     stay = " and ".join(map(escaped, tuned["frozen_modalities"]))
     return [*lines, f"- As they were in that run: {stay}"] if stay else lines
