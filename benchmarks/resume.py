@@ -1,9 +1,10 @@
-"""A second `vp extract` on a complete cache: seconds and memory, by number of rows.
+"""What a complete cache costs by number of rows: a second `vp extract`, `vp status`, `vp verify`, linear heads.
 
-    .venv/bin/python benchmarks/resume.py [--rows 20000] [--dim 768]
+    .venv/bin/python benchmarks/resume.py [--rows 20000] [--dim 768] [--all]
 
 The dataset has a title and a thumbnail per row (one picture under many names), the cache is written with vp's own shard
-writer as an extraction would leave it. Then the table is read and the cache made again, in a process of its own.
+writer as an extraction would leave it. Then each command runs in a process of its own; its seconds are those of the
+wall, its peak memory that of the process. Without `--all` only the second extraction is measured.
 """
 
 import argparse
@@ -14,13 +15,17 @@ import resource
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from typer.testing import CliRunner
 
+import cli
 from features.cache import Recipe, make_cache, make_plan
 from features.config import DatasetConfig
+from features.decode import source_digest
 from features.plan import MANIFEST, write_plan
 from features.progress import Silent
 from features.shards import Shard, write_shard
@@ -35,6 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--dim", type=int, default=768)
+    parser.add_argument("--all", action="store_true", help="also status, verify and train-heads --head linear")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR", "/var/tmp")) as scratch:
         root = Path(scratch)
@@ -44,10 +50,37 @@ def main() -> None:
         write_cache(folder_of(root), table, options.dim)
         print(f"{options.rows:,} rows were written in {time.perf_counter() - start:.0f} s", flush=True)
         del table
-        child = multiprocessing.get_context("spawn").Process(target=extract_again, args=(root, options.dim))
-        child.start()
-        child.join()
-        sys.exit(child.exitcode)
+        codes = [in_a_child(extract_again, root, options.dim)]
+        codes += [in_a_child(run_command, root, *command) for command in (COMMANDS if options.all else ())]
+        sys.exit(max(codes))
+
+
+COMMANDS = (
+    ("status",),
+    ("verify", "--no-sources"),
+    ("verify",),
+    ("train-heads", "--head", "linear", "--no-search", "--no-diagnostics", "--stream"),
+)
+
+
+def in_a_child(measured: Callable[..., None], *arguments: object) -> int:
+    child = multiprocessing.get_context("spawn").Process(target=measured, args=arguments)
+    child.start()
+    child.join()
+    return abs(child.exitcode or 0)
+
+
+def run_command(root: Path, *arguments: str) -> None:
+    """A command as a user types it, in the folder that holds the dataset and the work folder."""
+    os.chdir(root)
+    start = time.perf_counter()
+    code = CliRunner().invoke(cli.app, [*arguments, "--quiet"]).exit_code
+    print(f"vp {' '.join(arguments)}: {told(start)}, exit code {code}", flush=True)
+
+
+def told(start: float) -> str:
+    peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return f"{time.perf_counter() - start:.1f} s, peak {peak_kib / 1024:.0f} MiB"
 
 
 def extract_again(root: Path, dim: int) -> None:
@@ -56,11 +89,11 @@ def extract_again(root: Path, dim: int) -> None:
     table = read_videos(DatasetConfig(data=root / "dataset"), "train_val")
     with Supervisor(nobody, ["cpu"], patience_seconds=60.0, warn=print) as workers:
         summary = make_cache(folder_of(root), table, recipe(dim), workers, Silent())
-    seconds, peak_kib = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     loaded = {"torch", "transformers"} & set(sys.modules)
     print(
-        f"extracted again: {seconds:.1f} s, peak {peak_kib / 1024:.0f} MiB, {summary.shards_written} shards written, "
-        f"loaded: {', '.join(loaded) or 'neither torch nor transformers'}"
+        f"extracted again: {told(start)}, {summary.shards_written} shards written, "
+        f"loaded: {', '.join(loaded) or 'neither torch nor transformers'}",
+        flush=True,
     )
 
 
@@ -81,7 +114,7 @@ def write_dataset(folder: Path, rows: int) -> None:
     with (folder / "train_val.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["id", "title", "views", "year"])
-        writer.writerows([f"v{row:010d}", f"title number {row}", row, 2015] for row in range(rows))
+        writer.writerows([f"v{row:010d}", f"title number {row}", row, 2010 + row % 13] for row in range(rows))
     picture = Image.new("RGB", (48, 36), "teal")
     for row in range(rows):
         name = folder / "train_val" / f"v{row:010d}.jpg"
@@ -95,6 +128,7 @@ def write_dataset(folder: Path, rows: int) -> None:
 def write_cache(folder: Path, table: VideoTable, dim: int) -> None:
     plan = make_plan(table, recipe(dim))
     rng, files = np.random.default_rng(0), {}
+    of_pictures = np.tile(np.frombuffer(source_digest(table.thumbnail(0)), np.uint8), (plan.rows_per_shard, 1))
     for part in plan.shards:
         shard = Shard(
             kind=part.kind,
@@ -104,7 +138,9 @@ def write_cache(folder: Path, table: VideoTable, dim: int) -> None:
             ids=table.ids[part.start : part.stop],
             embedding=rng.standard_normal((part.rows, dim), np.float32).astype(np.float16),
             status=np.zeros(part.rows, np.uint8),
-            source_digest=rng.integers(0, 256, (part.rows, 16), np.uint8),
+            source_digest=table.text_digest[part.start : part.stop]
+            if part.kind == "text"
+            else of_pictures[: part.rows],
             notes={},
         )
         files[part.kind, part.index] = write_shard(folder, shard)

@@ -167,9 +167,8 @@ def make_folder(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush the names in a folder to the disk (Windows has no such call, and needs none)."""
-    if os.name != "nt":
-        _sync(folder)
+    """Flush the names in a folder to the disk."""
+    _sync(folder)
 
 
 def remove_leftovers(folder: Path) -> int:
@@ -245,7 +244,9 @@ def _write_all(descriptor: int, raw: bytes) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Flush a file or folder to the disk."""
+    """Flush a file or folder that is not open to the disk (Windows has no such call)."""
+    if os.name == "nt":
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         _repeated(calls.sync, descriptor)

@@ -6,6 +6,7 @@ any number of them can finish what others began, and the shards come out the sam
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -186,6 +187,8 @@ def read_plan(path: Path) -> CachePlan | None:
         The file is damaged, or was written by another version of vp.
     """
     try:
+        if not path.is_file() and path.exists():  # a FIFO would wait for a writer, a device may have no end
+            raise CacheError(f"{path} is no file: {_REBUILD}")
         document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
@@ -218,13 +221,18 @@ def _parsed(document: Any, path: Path) -> CachePlan:
 
 def _check_types(plan: CachePlan, document: Mapping[str, Any]) -> None:
     """Refuse what a reader would trip over later."""
-    texts = [plan.split, *plan.superseded, *(text for s in plan.shards for text in (s.key, s.stamps, s.file))]
+    texts = [plan.split, plan.created_utc, *plan.superseded]
+    texts += [text for shard in plan.shards for text in (shard.kind, shard.key, shard.stamps, shard.file)]
     numbers = [plan.rows, plan.rows_per_shard, plan.batch_size]
     right = {
         "semantic and environment": isinstance(plan.semantic, dict) and isinstance(plan.environment, dict),
         "rows, rows_per_shard and batch_size": all(type(number) is int and number > 0 for number in numbers),
         "names": isinstance(document["superseded"], list) and all(isinstance(text, str) for text in texts),
     }
+    right["environment"] = right["semantic and environment"] and all(
+        isinstance(text, str) for text in plan.environment.values()
+    )
+    right["files"] = right["names"] and not any("/" in shard.file for shard in plan.shards)  # none is read elsewhere
     wrong = [what for what, holds in right.items() if not holds]
     if wrong:
         raise ValueError(f"of the wrong type: {', '.join(wrong)}")
@@ -232,13 +240,15 @@ def _check_types(plan: CachePlan, document: Mapping[str, Any]) -> None:
 
 def _check(plan: CachePlan) -> None:
     """Refuse a plan whose shards do not cover its rows exactly."""
-    if not plan.dims or not all(isinstance(dim, int) and dim > 0 for dim in plan.dims.values()):
+    if not plan.dims or not all(type(dim) is int and dim > 0 for dim in plan.dims.values()):
         raise ValueError(f"dims are {plan.dims}")
-    ranges = list(shard_ranges(plan.rows, plan.rows_per_shard))
+    counts = Counter(shard.kind for shard in plan.shards)
+    per_kind = -(-plan.rows // plan.rows_per_shard)  # counted first: a false number of rows may be astronomical
     for kind in plan.dims:
-        if [(shard.index, shard.start, shard.stop) for shard in plan.of_kind(kind)] != ranges:
+        ranges = shard_ranges(plan.rows, plan.rows_per_shard) if counts[kind] == per_kind else ()
+        if [(shard.index, shard.start, shard.stop) for shard in plan.of_kind(kind)] != list(ranges):
             raise ValueError(f"the {kind} shards do not cover rows 0 to {plan.rows}")
-    if len(plan.shards) != len(ranges) * len(plan.dims):
+    if counts.keys() != plan.dims.keys():
         raise ValueError(f"shards of kinds other than {sorted(plan.dims)}")
 
 

@@ -7,7 +7,8 @@
 
 The image of the file is built in memory and its SHA-256 is part of its name, so a reader checks every byte before
 libhdf5 parses one (its own security notes say that it is not made for hostile files). Nothing is compressed: float16
-embeddings shrink by a few per cent at several times the read time.
+embeddings shrink by a few per cent at several times the read time. No text is of variable length: libhdf5 allocates
+whatever length such a text claims before it looks for its bytes. So all that is read is as large as the file at most.
 """
 
 import hashlib
@@ -15,6 +16,7 @@ import io
 import math
 import os
 import re
+import stat
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,13 +32,13 @@ from features.errors import CacheError
 from features.videos import MAX_ID_CHARACTERS
 
 FORMAT = "vp-shard"
-SCHEMA = 1
-SAFE_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+SCHEMA = 2  # 1 had texts of variable length
 FILE_NAME = re.compile(r"(?P<kind>[a-z]+)-(?P<index>\d{6,})\.(?P<digest>[0-9a-f]{16})\.h5")
 
 _BYTES_PER_ID = 4 * MAX_ID_CHARACTERS + 64  # only bounds what a reader will load
-_FOREIGN = (OSError, KeyError, RuntimeError, ValueError, TypeError, IndexError, AttributeError)
+_FOREIGN = (OSError, KeyError, RuntimeError, ValueError, TypeError, IndexError, AttributeError, OverflowError)
 """Whatever h5py and numpy raise on a file that is no shard."""
+_MAX_ATTRIBUTES, _MAX_ATTRIBUTE_BYTES = 64, 4096
 _DATASETS = {"embedding", "id", "source_digest", "status"}
 
 
@@ -138,7 +140,7 @@ def read_facts(path: Path, *, max_bytes: int) -> ShardFacts:
     try:
         _checked_size(path, max_bytes)
         with h5py.File(path, "r", locking=False) as file:
-            attributes = dict(file.attrs.items())
+            attributes = _attributes(file, path.name)
             datasets = _checked_datasets(file, attributes, path.name)
             stored_ids = datasets["id"][()]
             _decoded_ids(stored_ids)  # so that whoever asks for them later is not the one to find out
@@ -187,9 +189,11 @@ def _checked_name(path: Path) -> re.Match[str]:
 
 
 def _checked_size(path: Path, max_bytes: int) -> None:
-    size = path.stat().st_size
-    if size > max_bytes:
-        raise CacheError(f"shard {path} has {size:,} bytes where at most {max_bytes:,} can be right")
+    facts = path.stat()
+    if not stat.S_ISREG(facts.st_mode) and not stat.S_ISDIR(facts.st_mode):  # a FIFO would wait for a writer
+        raise CacheError(f"shard {path} is no regular file")
+    if facts.st_size > max_bytes:
+        raise CacheError(f"shard {path} has {facts.st_size:,} bytes where at most {max_bytes:,} can be right")
 
 
 def max_shard_bytes(rows: int, dim: int) -> int:
@@ -201,16 +205,14 @@ def to_bytes(shard: Shard) -> bytes:
     """The HDF5 file as bytes: contiguous, without filters or times, hence equal for equal content."""
     image = io.BytesIO()
     with h5py.File(image, "w") as file:
-        file.attrs["format"] = FORMAT
         file.attrs["schema"] = SCHEMA
-        file.attrs["kind"] = shard.kind
         file.attrs["index"] = shard.index
-        file.attrs["encoder"] = shard.encoder
-        file.attrs["key"] = shard.key
+        for name, text in (("format", FORMAT), ("kind", shard.kind), ("encoder", shard.encoder), ("key", shard.key)):
+            file.attrs[name] = _encoded_texts([text])[0]
         for name, count in sorted(shard.notes.items()):
             file.attrs[f"note_{name}"] = count
         file.create_dataset("embedding", data=shard.embedding)
-        file.create_dataset("id", data=_encoded_ids(shard.ids))
+        file.create_dataset("id", data=_encoded_texts(shard.ids))
         file.create_dataset("source_digest", data=shard.source_digest)
         file.create_dataset("status", data=shard.status)
     return image.getvalue()
@@ -240,7 +242,7 @@ def from_bytes(raw: bytes | memoryview, name: str) -> Shard:
     """Parse a shard; everything is checked against its declaration before any value is read."""
     try:
         with h5py.File(_Image(raw), "r") as file:
-            attributes = dict(file.attrs.items())
+            attributes = _attributes(file, name)
             datasets = _checked_datasets(file, attributes, name)
             return Shard(
                 kind=str(attributes["kind"]),
@@ -257,14 +259,31 @@ def from_bytes(raw: bytes | memoryview, name: str) -> Shard:
         raise CacheError(f"shard {name} is not a shard of this version of vp ({error})") from error
 
 
+def _attributes(file: Any, name: str) -> dict[str, Any]:
+    """The attributes of a shard, each looked at before it is read."""
+    attributes, found = file.attrs, {}
+    if len(attributes) > _MAX_ATTRIBUTES:
+        raise CacheError(f"shard {name} has {len(attributes):,} attributes where {_MAX_ATTRIBUTES} are plenty")
+    for attribute_name in attributes:
+        attribute = attributes.get_id(attribute_name)
+        dtype = attribute.dtype
+        if attribute.shape != () or dtype.kind not in "Siu" or dtype.itemsize > _MAX_ATTRIBUTE_BYTES:
+            raise CacheError(f"shard {name}: {attribute_name} is neither a number nor a short text of a fixed length")
+        value = np.empty((), dtype)
+        attribute.read(value)
+        plain = value.item()
+        found[attribute_name] = plain.decode("utf-8") if isinstance(plain, bytes) else plain
+    return found
+
+
 def _notes(attributes: Mapping[str, Any]) -> dict[str, int]:
     return {name.removeprefix("note_"): int(value) for name, value in attributes.items() if name.startswith("note_")}
 
 
-def _encoded_ids(ids: Sequence[str]) -> Any:
-    if all(SAFE_ID.fullmatch(id_) for id_ in ids):
-        return np.array([id_.encode("ascii") for id_ in ids])  # fixed width: read 30 times faster than strings
-    return np.array(ids, dtype=h5py.string_dtype("utf-8"))
+def _encoded_texts(texts: Sequence[str]) -> Shaped[np.ndarray, " row"]:
+    """Texts in UTF-8, each as long as the longest: none may end in NUL, which fills the others up."""
+    encoded = [text.encode("utf-8") for text in texts]
+    return np.array(encoded, dtype=f"S{max(map(len, encoded), default=0) or 1}")
 
 
 def _decoded_ids(stored: Any) -> list[str]:
@@ -276,7 +295,7 @@ def _checked_datasets(file: Any, attributes: Mapping[str, Any], name: str) -> di
     if attributes.get("format") != FORMAT or attributes.get("schema") != SCHEMA:
         raise CacheError(f"shard {name} has format {attributes.get('format')!r} {attributes.get('schema')!r}")
     if set(file) != _DATASETS:
-        raise CacheError(f"shard {name} holds {sorted(file)}, not {sorted(_DATASETS)}")
+        raise CacheError(f"shard {name} holds {', '.join(sorted(file)[:8])}, not {', '.join(sorted(_DATASETS))}")
     for dataset_name in _DATASETS:
         if file.id.links.get_info(dataset_name.encode()).type != h5py.h5l.TYPE_HARD:
             raise CacheError(f"shard {name}: {dataset_name} is a link; shards hold their data themselves")
@@ -288,6 +307,8 @@ def _checked_datasets(file: Any, attributes: Mapping[str, Any], name: str) -> di
     expected = {"embedding": (rows, dim), "id": (rows,), "source_digest": (rows, 16), "status": (rows,)}
     if shapes != expected:
         raise CacheError(f"shard {name} has shapes {shapes}")
+    if datasets["id"].dtype.kind != "S":
+        raise CacheError(f"shard {name}: id is {datasets['id'].dtype}, not text of a fixed length")
     types = {"embedding": np.float16, "source_digest": np.uint8, "status": np.uint8}
     for dataset_name, dtype in types.items():
         if datasets[dataset_name].dtype != dtype:
@@ -304,9 +325,8 @@ def _check_layout(dataset: Any, label: str) -> None:
         raise CacheError(f"{label} takes its data from another file")
     if layout == h5py.h5d.CHUNKED or plan.get_nfilters():
         raise CacheError(f"{label} is chunked or filtered; shards are contiguous")
-    dtype = dataset.dtype
-    declared, stored = dtype.itemsize * math.prod(dataset.shape), dataset.id.get_storage_size()
-    if dtype.kind != "O" and declared != stored:  # objects are strings of any length, which lie elsewhere
+    declared, stored = dataset.dtype.itemsize * math.prod(dataset.shape), dataset.id.get_storage_size()
+    if declared != stored:
         raise CacheError(f"{label} declares {declared:,} bytes and stores {stored:,}")
 
 

@@ -265,7 +265,9 @@ class LatentWords:
 
 
 def reader_from(kind: str, tensors: Mapping[str, np.ndarray]) -> Reader:
-    """The reader of `kind` whose `tensors` these are; raises ValueError for an unknown kind, KeyError for a gap."""
+    """The reader of `kind` whose `tensors` these are; ValueError or TypeError for no kind, KeyError for a gap."""
+    if not isinstance(kind, str):
+        raise TypeError(f"a reader is named by a text, not by {kind!r}")
     if kind.startswith("projected_"):
         inner = reader_from(kind.removeprefix("projected_"), tensors)
         if not isinstance(inner, AsIs | TfIdf):

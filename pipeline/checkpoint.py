@@ -17,10 +17,20 @@ from features import durable
 from features.errors import CacheError
 from heads.fitted import FittedHeads
 from heads.members import FittedModel
+from pipeline.json_shape import Every, Maybe, Whole, fault_in
 
 FORMAT = "vp-heads"
 SCHEMA = 1
 _KEY = "vp"
+_FACTS = {
+    "heads": dict,
+    "run": str,
+    "fold": Whole(),
+    "moment": str,
+    "encoders": Every(str),
+    "reference_date": str,
+    "seed": Maybe(Whole()),
+}
 _HEADER_BYTES = 8
 
 
@@ -81,4 +91,7 @@ def _metadata(raw: bytes) -> dict[str, Any]:
         raise TypeError("its metadata is no JSON object")
     if document["format"] != FORMAT or document["schema"] != SCHEMA:
         raise ValueError(f"format {document['format']!r} {document['schema']!r}, not {FORMAT!r} {SCHEMA}")
+    there = {name: shape for name, shape in _FACTS.items() if name in document}
+    if fault := fault_in(document, there):
+        raise ValueError(fault)
     return document

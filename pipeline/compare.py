@@ -21,7 +21,8 @@ from pipeline.config import CompareConfig
 from pipeline.dataset import read_dataset
 from pipeline.oof import NotComparableError, SavedOutOfFold, other_folds, read_oof, side_by_side
 from pipeline.outcome import Outcome, table
-from pipeline.runs import Run, open_run
+from pipeline.run_record import open_whole_run
+from pipeline.runs import Run
 from pipeline.settings import repeated_flags
 from pipeline.workspace import Workspace
 
@@ -43,7 +44,7 @@ def compare(config: CompareConfig, progress: Progress) -> Outcome:
     if len(config.runs) != 2 or len(set(config.runs)) != 2:
         raise UsageError(f"name two runs to compare, vp compare RUN RUN, however: {', '.join(config.runs) or 'none'}")
     workspace = Workspace(config.work)
-    runs = [open_run(workspace.run(name)) for name in config.runs]
+    runs = [open_whole_run(workspace.run(name)) for name in config.runs]
     _refuse_other_questions(runs)
     one, other = side_by_side([read_oof(run) for run in runs])
     if difference := other_folds(one, other):

@@ -11,6 +11,7 @@ from features.inspection import LEFTOVERS, Inspection, Role, inspect
 from features.lock import PART_LOCKS, WHOLE
 from features.plan import QUARANTINE
 from pipeline.config import PruneConfig
+from pipeline.run_record import check_record
 from pipeline.runs import RECORD, abandoned, lock_path, read_run, run_names
 from pipeline.workspace import Workspace
 
@@ -128,7 +129,9 @@ def _find_in_cache(found: Inspection, findings: Findings, *, whole: bool) -> Non
 def _find_in_run(folder: Path, findings: Findings) -> None:
     """Every file that run.json names, run.json first: a run without it is none."""
     try:
-        ours = {RECORD, *REPORTS, *read_run(folder).part("files")}
+        run = read_run(folder)
+        check_record(run)
+        ours = {RECORD, *REPORTS, *run.part("files")}
     except CacheError as error:
         findings.faults.append(str(error))
         return

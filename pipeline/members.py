@@ -10,7 +10,7 @@ from jaxtyping import Float64
 from features.errors import CacheError, UsageError
 from features.videos import VideoTable
 from heads.ensemble import Method, combine, inverse_msle_weights, nested_msle, stack_weights
-from heads.inputs import Inputs
+from heads.inputs import JOINT, Inputs
 from heads.members import FittedModel
 from heads.metrics import msle
 from heads.targets import Target
@@ -18,6 +18,7 @@ from pipeline.finetuned import stored_predictions
 from pipeline.inputs import Source
 from pipeline.memory import submission_streams
 from pipeline.oof import NotComparableError, SavedOutOfFold, other_folds, read_oof, side_by_side
+from pipeline.run_record import read_metrics
 from pipeline.runs import Run
 from pipeline.stream import read_inputs
 from pipeline.workspace import Workspace
@@ -45,7 +46,14 @@ class Members:
 
 def models_of(run: Run, moment: Moment) -> dict[str, FittedModel]:
     """Every member of a run by name, read and checked; the one place that knows which members a run has."""
-    return {f"fold_{fold}": run.checkpoint(fold, moment).heads for fold in range(run.n_folds)}
+    models = {f"fold_{fold}": run.checkpoint(fold, moment).heads for fold in range(run.n_folds)}
+    for name, model in models.items():
+        if other := set(model.modalities) - {*run.modalities, JOINT}:
+            raise CacheError(
+                f"{name} of run {run.name} reads {', '.join(sorted(other))}, which the run does not: "
+                f"run `vp train-heads --name {run.name}` again"
+            )
+    return models
 
 
 def fold_members(
@@ -131,7 +139,8 @@ def given_weights(texts: Sequence[str], names: Sequence[str]) -> Float64[np.ndar
 
 def fold_weights(run: Run, moment: Moment) -> Float64[np.ndarray, " fold"]:
     """Inverse to each fold's validation error, which tells how hard a fold was as well as how good its member is."""
-    errors = np.array(run.read_json("metrics.json")["fold_msle" if moment == "best" else "fold_msle_final"])
+    name = "fold_msle" if moment == "best" else "fold_msle_final"
+    errors = np.array(read_metrics(run, name)[name])
     if not (errors > 0).all():
         raise UsageError(f"a fold of run {run.name} has no error at all, so nothing is inverse to it: give --weights")
     return inverse_msle_weights(errors)

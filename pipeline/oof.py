@@ -63,15 +63,29 @@ class SavedOutOfFold:
 
 
 def read_oof(run: Run) -> SavedOutOfFold:
-    """Read a run's `oof.csv`, its bytes checked; CacheError where it is not the run's, or lacks a column."""
+    """Read a run's `oof.csv`, its bytes checked.
+
+    Raises
+    ------
+    CacheError
+        It is not the file that the run was saved with, or not a table that vp writes.
+    """
     path = run.verified("oof.csv")
-    with path.open(newline="", encoding="utf-8") as file:
-        names, *rows = csv.reader(file)  # and not pandas, which takes longer to import than most of these to read
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            names, *rows = csv.reader(file)  # and not pandas, which takes longer to import than most of these to read
+        return _table(run, names, rows)
+    except (OSError, ValueError, OverflowError, csv.Error) as error:
+        raise CacheError(f"{path} is damaged ({error}): run `vp train-heads --name {run.name}` again") from error
+
+
+def _table(run: Run, names: Sequence[str], rows: Sequence[Sequence[str]]) -> SavedOutOfFold:
+    """The cells as arrays; raises ValueError for a table that is not of this run."""
     if missing := [name for name in FIXED if name not in names]:
-        raise CacheError(f"{path} lacks the columns {', '.join(missing)}: run `vp train-heads` again")
+        raise ValueError(f"it lacks the columns {', '.join(missing)}")
     columns = dict(zip(names, zip(*rows, strict=True), strict=True))
     added = [name for name in names if name.startswith(CONTRIBUTION)]
-    return SavedOutOfFold(
+    table = SavedOutOfFold(
         run=run.name,
         ids=list(columns["id"]),
         fold_of=np.array(columns["fold"], dtype=np.int32),
@@ -81,6 +95,21 @@ def read_oof(run: Run) -> SavedOutOfFold:
         modalities=[name.removeprefix(CONTRIBUTION) for name in added],
         contributions=np.array([_numbers(columns[name]) for name in added]).reshape(len(added), len(rows)),
     )
+    if fault := _fault(table):
+        raise ValueError(fault)
+    return table
+
+
+def _fault(table: SavedOutOfFold) -> str:
+    """What no table of a run holds; empty for one that may be right."""
+    rows = table.validated
+    numbers = np.concatenate([table.log_views[None], table.best[None], table.final[None], table.contributions])
+    rules = {
+        "an id occurs twice": len(set(table.ids)) == len(table.ids),
+        "no row was validated": bool(rows.any()),
+        "a validated row has a number that is not finite": bool(np.isfinite(numbers[:, rows]).all()),
+    }
+    return "; ".join(rule for rule, holds in rules.items() if not holds)
 
 
 def _numbers(cells: Sequence[str]) -> Float64[np.ndarray, " video"]:

@@ -9,10 +9,12 @@ from pipeline.config import PredictConfig
 from pipeline.dataset import TRAIN
 from pipeline.inputs import AGE, CHANNEL, WORDS
 from pipeline.outcome import Outcome
+from pipeline.outputs import check_output
 from pipeline.predict_table import predict_table
 from pipeline.prediction import Prediction
 from pipeline.predictor import Predictor
 from pipeline.ranking import ranking, sentence
+from pipeline.workspace import Workspace
 
 __all__ = ["Prediction", "Predictor", "predict"]
 
@@ -35,7 +37,7 @@ def predict(config: PredictConfig, progress: Progress) -> Outcome:
     UsageError, DataError, StorageError, CacheError
         See `pipeline.errors` for what each means and its exit code.
     """
-    _refuse_mixed(config)
+    _check_options(config)
     predictor = Predictor.open(
         work=config.work,
         run=config.run or None,
@@ -61,13 +63,15 @@ def predict(config: PredictConfig, progress: Progress) -> Outcome:
     return Outcome([*ranking(predictions, config.channel), "", verdict], facts)
 
 
-def _refuse_mixed(config: PredictConfig) -> None:
-    """A CSV file says everything in its columns."""
+def _check_options(config: PredictConfig) -> None:
+    """A CSV file says everything in its columns, and results go nowhere where they would do harm."""
     given = [name for name in READS if getattr(config, name) not in (None, (), "")]
     if config.csv is not None and given:
         raise UsageError(f"--csv has columns for what it scores: leave out {', '.join(f'--{name}' for name in given)}")
     if config.csv is None and (config.out is not None or config.root is not None):
         raise UsageError("--out and --root belong to --csv FILE")
+    if config.csv is not None and config.out is not None:
+        check_output(config.out, config, Workspace(config.work), inputs=[config.csv])
 
 
 def _notes(config: PredictConfig, predictor: Predictor, predictions: Sequence[Prediction]) -> Iterator[str]:

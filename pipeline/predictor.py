@@ -32,7 +32,8 @@ from pipeline.inputs import AGE, Source
 from pipeline.members import Moment, models_of
 from pipeline.prediction import OK, Explained, Prediction
 from pipeline.run_encoders import RunEncoders
-from pipeline.runs import Run, only_run, open_run
+from pipeline.run_record import open_whole_run, read_metrics
+from pipeline.runs import Run, only_run
 from pipeline.standing import Standing
 from pipeline.workspace import Workspace
 
@@ -72,7 +73,7 @@ class Predictor:
             There is no such run, or several and none is named; a checkpoint is damaged.
         """
         workspace = Workspace(Path(work))
-        found = open_run(workspace.run(run or only_run(workspace.runs)))
+        found = open_whole_run(workspace.run(run or only_run(workspace.runs)))
         encoders = RunEncoders(workspace, found, models=model, device=device, progress=progress or Silent())
         return cls(found, encoders, dataset or DatasetConfig())
 
@@ -174,7 +175,7 @@ class Predictor:
     def _bands(self) -> list[Band]:
         """The bands of `LEVELS`, from the out-of-fold residuals of the last epoch."""
         bands = {
-            band.level: band for band in Intervals.from_dict(self.run.read_json("metrics.json")["intervals"]).pooled
+            band.level: band for band in Intervals.from_dict(read_metrics(self.run, "intervals")["intervals"]).pooled
         }
         if not bands.keys() >= set(LEVELS):
             raise CacheError(f"run {self.run.name} was calibrated for {list(bands)}, not {LEVELS}: train it again")

@@ -11,6 +11,7 @@ from features.progress import Progress
 from heads.targets import Target
 from pipeline.config import ReportConfig
 from pipeline.outcome import Outcome, table
+from pipeline.outputs import check_companion, check_output
 from pipeline.report_caches import find_caches
 from pipeline.report_cases import extremes
 from pipeline.report_numbers import numbers_of
@@ -18,6 +19,7 @@ from pipeline.report_page import page
 from pipeline.report_pictures import pictures_of
 from pipeline.report_sources import Notices, find_videos, read_run_files
 from pipeline.report_words import NBSP, Words
+from pipeline.run_record import open_whole_run
 from pipeline.runs import Run, only_run, open_run
 from pipeline.workspace import Workspace
 
@@ -37,7 +39,7 @@ def report(config: ReportConfig, progress: Progress) -> Outcome:
         There are several runs, or none; a file of the run is missing or changed; the page cannot be written.
     """
     workspace = Workspace(config.work)
-    run = open_run(workspace.run(config.run or only_run(workspace.runs)))
+    run = open_whole_run(workspace.run(config.run or only_run(workspace.runs)))
     path = _page_path(config, run)
     files, notices = read_run_files(run), Notices(progress)
     videos = find_videos(config, files, notices)
@@ -55,9 +57,14 @@ def report(config: ReportConfig, progress: Progress) -> Outcome:
 
 
 def _page_path(config: ReportConfig, run: Run) -> Path:
-    path = config.out or run.folder / PAGE
+    default = run.folder / PAGE
+    path = config.out or default
     if path.suffix == ".json" or path.is_dir():
         raise UsageError(f"--out takes the file of the page, such as report.html, however: {path}")
+    if path != default:
+        for written in (path, path.with_suffix(".json")):
+            check_output(written, config, Workspace(config.work))
+        check_companion(path.with_suffix(".json"), FORMAT)
     return path
 
 

@@ -17,14 +17,19 @@ from heads.folds import FoldPlan, from_table
 from heads.targets import Target
 from pipeline.dataset import TRAIN
 from pipeline.inputs import Source
+from pipeline.json_shape import Every, Maybe, Number, Whole, fault_in
 from pipeline.oof import SavedOutOfFold, read_oof
+from pipeline.run_record import read_metrics
 from pipeline.runs import Run
 
-NEEDED = (
-    *("head", "oof_msle_constant", "fold_msle", "fold_msle_final"),
-    *("weights", "weights_sd", "fold_weights", "importance"),
-)
-"""Parts of metrics.json that a report cannot do without."""
+FOLD_INFO_SHAPE = [
+    {
+        **dict.fromkeys(("fold", "train_size", "val_size", "best_epoch"), Whole()),
+        **dict.fromkeys(("best_msle", "final_msle"), Number(0.0)),
+    }
+]
+EPOCH_SHAPE, NUMBERS = {"epoch": Whole()}, Every(Maybe(Number()))
+"""What each line on an epoch has to hold, and what all of its values are."""
 
 
 class Notices:
@@ -77,14 +82,8 @@ def read_run_files(run: Run) -> RunFiles:
     try:
         for name in run.part("files"):
             run.verified(name)
-        lines = run.verified("metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        info = pd.read_csv(run.verified("fold_info.csv"))
         return RunFiles(
-            run=run,
-            metrics=_metrics(run),
-            oof=read_oof(run),
-            fold_info=[dict(zip(info.columns, row, strict=True)) for row in info.itertuples(index=False)],
-            epochs=[record for line in lines if "epoch" in (record := json.loads(line))],
+            run=run, metrics=read_metrics(run), oof=read_oof(run), fold_info=_fold_info(run), epochs=_epochs(run)
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CacheError(
@@ -92,11 +91,21 @@ def read_run_files(run: Run) -> RunFiles:
         ) from error
 
 
-def _metrics(run: Run) -> dict[str, Any]:
-    metrics: dict[str, Any] = run.read_json("metrics.json")
-    if lacking := [name for name in NEEDED if name not in metrics]:
-        raise ValueError(f"metrics.json lacks {', '.join(lacking)}")
-    return metrics
+def _fold_info(run: Run) -> list[dict[str, Any]]:
+    table = pd.read_csv(run.verified("fold_info.csv"))
+    rows = [dict(zip(table.columns, row, strict=True)) for row in table.itertuples(index=False)]
+    if fault := fault_in(rows, FOLD_INFO_SHAPE, "fold_info.csv"):
+        raise ValueError(fault)
+    return rows
+
+
+def _epochs(run: Run) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl that tell of an epoch."""
+    lines = run.verified("metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    epochs = [record for line in lines if "epoch" in (record := json.loads(line))]
+    if fault := fault_in(epochs, [EPOCH_SHAPE], "metrics.jsonl") or fault_in(epochs, [NUMBERS], "metrics.jsonl"):
+        raise ValueError(fault)
+    return epochs
 
 
 @dataclass(frozen=True, eq=False)

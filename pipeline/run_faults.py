@@ -17,6 +17,7 @@ from heads.errors import UnfitDataError
 from heads.folds import FoldPlan
 from pipeline.config import VerifyConfig
 from pipeline.repairs import extract_command, train_command
+from pipeline.run_record import check_record
 from pipeline.run_state import run_state
 from pipeline.runs import Run, read_run
 from pipeline.workspace import Workspace
@@ -34,6 +35,7 @@ def run_faults(
     folder = workspace.runs / name
     try:
         run = read_run(folder)
+        check_record(run)
     except CacheError as error:
         return [Fault(folder, _plain(str(error)), f"`{train_command(name, config)}`")]
     state = run_state(run, config, workspace, inspections)

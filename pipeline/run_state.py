@@ -11,7 +11,9 @@ from features.errors import CacheError
 from features.inspection import Inspection
 from pipeline.config import WorkConfig
 from pipeline.dataset import TRAIN
+from pipeline.json_shape import Number, fault_in
 from pipeline.repairs import train_command
+from pipeline.run_record import check_record
 from pipeline.runs import Run
 from pipeline.workspace import Workspace
 
@@ -59,6 +61,7 @@ def run_state(run: Run, config: WorkConfig, workspace: Workspace, inspections: M
     notes: list[str] = []
     facts: dict[str, Any] = {"name": run.name}
     try:
+        check_record(run)
         facts |= _facts(run)
         missing = [name for name in run.part("files") if not (run.folder / name).is_file()]
         facts["missing_files"] = missing
@@ -122,7 +125,7 @@ def _oof_msle(run: Run) -> float | None:
         score = json.loads((run.folder / "metrics.json").read_text(encoding="utf-8"))["oof_msle"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return float(score) if isinstance(score, int | float) else None
+    return None if fault_in(score, Number(0.0)) else float(score)
 
 
 def _row_changes(tag: str, ids: list[str], inspection: Inspection) -> list[str]:

@@ -12,6 +12,7 @@ from jaxtyping import Float64
 from features.errors import CacheError, DataError
 from features.progress import Progress
 from features.videos import VideoTable
+from pipeline.csv_text import CRLF, CsvText
 from pipeline.score import HEADER
 
 SHOWN_IDS = 5
@@ -31,8 +32,8 @@ class SubmissionShape:
         if not usable.all():
             bad = [ids[row] for row in np.flatnonzero(~usable)[:SHOWN_IDS]]
             raise CacheError(f"the members predict no usable number for {', '.join(bad)}: run `vp train-heads` again")
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
+        text = CsvText()
+        writer = csv.writer(text, lineterminator=CRLF)
         writer.writerow(self.header)
         writer.writerows((ids[row], float(views[row])) for row in self.order)
         return text.getvalue()

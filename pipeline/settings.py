@@ -170,7 +170,7 @@ def _plain(value: Any) -> Any:
 def _from_file(path: Path, section: str, options: Mapping[str, Option]) -> dict[str, Any]:
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not readable as TOML: {error}") from error
     tables = {key: value for key, value in document.items() if isinstance(value, dict) and key != "columns"}
     shared = {key: value for key, value in document.items() if key not in tables}

@@ -36,7 +36,8 @@ from pipeline.members import (
 from pipeline.oof import NotComparableError, read_oof
 from pipeline.outcome import Outcome, table
 from pipeline.outdated import tell_outdated
-from pipeline.runs import Run, only_run, open_run
+from pipeline.run_record import open_whole_run
+from pipeline.runs import Run, only_run
 from pipeline.sample import submission_shape
 from pipeline.settings import to_plain
 from pipeline.workspace import Workspace
@@ -90,7 +91,7 @@ def _read(config: SubmitConfig, progress: Progress) -> _Ensemble:
     names = config.run or (only_run(workspace.runs),)
     if len(set(names)) < len(names):
         raise UsageError(f"--run must name each run once, however: {', '.join(names)}")
-    runs = [open_run(workspace.run(name)) for name in names]
+    runs = [open_whole_run(workspace.run(name)) for name in names]
     target = _common_target(runs)
     dataset = read_dataset(config, progress, non_negative=target.kind == "log1p")
     videos = require_test(dataset, config)

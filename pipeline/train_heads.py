@@ -25,6 +25,7 @@ from heads.members import FittedModel, TrainedMember, Training
 from heads.targets import Target
 from pipeline.checkpoint import Checkpoint, write_checkpoint
 from pipeline.config import TrainHeadsConfig
+from pipeline.csv_text import CRLF, CsvText
 from pipeline.dataset import Dataset, read_dataset
 from pipeline.diagnostics import diagnose, told
 from pipeline.fitting import Fitted, told_sweep, train, tried
@@ -221,7 +222,9 @@ def _tell_absent(inputs: Inputs, progress: Progress) -> None:
 
 
 def _publish_csv(path: Path, frame: pd.DataFrame) -> None:
-    durable.publish(path, frame.to_csv(index=False, lineterminator="\n"))
+    text = CsvText()
+    frame.to_csv(text, index=False, lineterminator=CRLF)
+    durable.publish(path, text.getvalue())
 
 
 def _log_results(log: RunLog, training: Training[FittedModel], metrics: Mapping[str, Any]) -> None:

@@ -1,15 +1,20 @@
 """Thumbnails come in the order of their sources, however many threads read them, and never more than memory allows."""
 
+import io
+import random
 import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from features.decode import read_source
 from features.feed import ThumbnailFeed
-from features.preprocess import Thumbnail
+from features.preprocess import Thumbnail, cut_thumbnail
 from features.status import Status
+from tests.conftest import PREPROCESS
 
 
 def sources(rows):
@@ -135,3 +140,23 @@ def test_the_time_of_all_threads_is_told_once(make_feed):
     seconds = feed.take_seconds()
     assert seconds["read"] >= 8 * 0.02 > seconds["decode"]
     assert feed.take_seconds() == {"read": 0.0, "decode": 0.0}
+
+
+def test_any_change_of_any_kind_of_picture_gives_pixels_or_a_status_for_every_row(make_feed, tmp_path):
+    draw = random.Random(3)
+    pixels = np.random.default_rng(3).integers(0, 256, (24, 32, 3), np.uint8)
+    paths = []
+    for kind, options in (("JPEG", {}), ("JPEG", {"progressive": True}), ("PNG", {}), ("WEBP", {}), ("GIF", {})):
+        sound = io.BytesIO()
+        Image.fromarray(pixels).save(sound, kind, **options)
+        for number in range(40):
+            raw = bytearray(sound.getvalue())
+            for _ in range(draw.choice((1, 2, 20))):
+                raw[draw.randrange(draw.choice((60, len(raw))))] = draw.randrange(256)
+            paths.append(tmp_path / f"{kind}{len(options)}{number}")
+            paths[-1].write_bytes(raw[: draw.choice((len(raw), draw.randrange(len(raw))))])
+    feed = make_feed(threads=2, ahead=8, read=read_source, cut=lambda data: cut_thumbnail(data, preprocess=PREPROCESS))
+    feed.add(paths)
+    found = [feed.next() for _ in paths]
+    assert all((thumbnail.pixels is None) == (thumbnail.status is not Status.OK) for thumbnail in found)
+    assert {Status.OK, Status.TRUNCATED, Status.UNIDENTIFIED} <= {thumbnail.status for thumbnail in found}

@@ -2,10 +2,13 @@
 
 import importlib.util
 import json
+import os
+import time
+from pathlib import Path
 from types import ModuleType
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import features.plan
@@ -21,6 +24,7 @@ from features.plan import (
     shard_ranges,
     write_plan,
 )
+from tests.mutations import changed, damaged
 
 MOVE_AWAY = "move its folder away and run `vp extract` again"
 QUICK = settings(deadline=None, derandomize=True, max_examples=25)
@@ -198,6 +202,10 @@ def in_use() -> ModuleType:
         {"superseded": None},
         {"superseded": "image-000000.0123456789abcdef.h5"},
         {"superseded": [5]},
+        {"created_utc": None},
+        {"environment": {"torch": 2.6}},
+        {"environment": {"device": None}},
+        {"dims": {"image": True, "text": 3}},
         {"shards": None},
         {"shards": {}},
         {"shards": [5]},
@@ -212,7 +220,17 @@ def test_a_field_of_the_wrong_type_is_refused(manifest, in_use, wrong):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"kind": 5}, {"index": "0"}, {"start": None}, {"stop": "2"}, {"key": 5}, {"stamps": 5}, {"file": 5}],
+    [
+        {"kind": 5},
+        {"index": "0"},
+        {"start": None},
+        {"stop": "2"},
+        {"key": 5},
+        {"stamps": 5},
+        {"file": 5},
+        {"file": "../elsewhere/image-0"},
+        {"file": "/etc/passwd"},
+    ],
     ids=str,
 )
 def test_a_shard_with_a_field_of_the_wrong_type_is_refused(manifest, in_use, wrong):
@@ -419,3 +437,46 @@ def test_differences_name_the_innermost_field_with_both_values():
 
 def test_the_order_in_which_fields_are_written_does_not_matter():
     assert digest({"a": 1, "b": {"c": 2, "d": 3}}) == digest({"b": {"d": 3, "c": 2}, "a": 1})
+
+
+@pytest.mark.parametrize(
+    "change", [{"rows": 10**15}, {"rows": 2**70}, {"rows": 2**70, "rows_per_shard": 2**69}], ids=str
+)
+def test_an_astronomic_number_of_rows_costs_no_time_and_no_memory(manifest, change):
+    start = time.perf_counter()
+    assert "do not cover rows" in refusal(manifest, document_of(manifest) | change)
+    assert time.perf_counter() - start < 1
+
+
+def test_a_fifo_or_a_device_in_place_of_a_manifest_does_not_block(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path / "fifo", Path("/dev/zero")):
+        assert "is no file" in refusal(path)
+
+
+DOCUMENT = json.loads(
+    json.dumps(
+        {"format": "vp-cache", "schema": 1}
+        | vars(plan_of())  # as it stands in the file
+        | {"shards": [vars(shard) for shard in plan_of().shards]}
+    )
+)
+
+
+@settings(
+    deadline=None, derandomize=True, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(raw=changed(DOCUMENT).map(json.dumps).map(str.encode) | damaged(json.dumps(DOCUMENT).encode()))
+def test_any_change_of_a_manifest_is_refused_or_leaves_a_plan_that_can_be_worked_with(manifest, in_use, raw):
+    manifest.write_bytes(raw)
+    try:
+        plan = in_use.read_plan(manifest)
+    except CacheError as error:
+        said = str(error)
+    else:
+        in_use.merged_environment({"torch": "2.7"}, plan.environment)
+        in_use.unknown_environment({"torch": "2.7"}, plan.environment)
+        assert len(plan.encoder) == len(plan.identity) == 64
+        assert sum(shard.rows for shard in plan.shards) == plan.rows * len(plan.dims)
+        said = str(manifest)
+    assert str(manifest) in said

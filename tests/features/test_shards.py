@@ -4,7 +4,9 @@ import hashlib
 import importlib.util
 import inspect
 import io
+import os
 import random
+import struct
 import subprocess
 import sys
 import time
@@ -393,7 +395,7 @@ def another_format(file, other):
 
 
 def a_newer_schema(file, other):
-    file.attrs["schema"] = 2
+    file.attrs["schema"] = 3
 
 
 def no_schema(file, other):
@@ -428,7 +430,42 @@ def ids_that_are_declared_but_not_stored(file, other):
     put(file, "id", shape=(ROWS,), dtype="S10000000")
 
 
+def ids_of_variable_length(file, other):
+    put(file, "id", data=np.array(["a", "b", "c"], dtype=h5py.string_dtype("utf-8")))
+
+
+def a_text_of_variable_length(file, other):
+    file.attrs["note_text"] = "a text, whose length libhdf5 would believe"
+
+
+def a_list_as_attribute(file, other):
+    file.attrs["note_list"] = np.zeros(1000)
+
+
+def a_long_text(file, other):
+    file.attrs["note_text"] = np.bytes_(b"x" * 10_000)
+
+
+def a_hundred_attributes(file, other):
+    for number in range(100):
+        file.attrs[f"note_{number}"] = number
+
+
+def folders_in_folders(file, other):
+    del file["status"]
+    folder = file.create_group("status")
+    for _ in range(1000):
+        folder = folder.create_group("x")
+
+
+def five_thousand_folders(file, other):
+    for number in range(5_000):
+        file.create_group(f"x{number}")
+
+
 FRAUDS = [
+    *(ids_of_variable_length, a_text_of_variable_length, a_list_as_attribute, a_long_text),
+    *(a_hundred_attributes, folders_in_folders, five_thousand_folders),
     *(a_soft_link, an_external_link, a_link_to_nowhere, a_virtual_dataset, external_storage),
     *(chunks, a_filter, a_checksum_filter_on_ids, a_resizable_dataset, data_in_the_header),
     *(wider_vectors, big_endian_vectors, whole_numbers_as_vectors, a_signed_status, a_wide_digest),
@@ -460,7 +497,7 @@ def refusal(folder: Path, fraud: Callable[[h5py.File, Path], None], read: str = 
         fraud(file, other)
     path = named(folder, image.getvalue())
     with pytest.raises(CacheError) as caught:
-        getattr(IN_USE, read)(path, max_bytes=10 * LIMIT)
+        getattr(IN_USE, read)(path, max_bytes=100 * LIMIT)
     assert path.name in str(caught.value)
     return str(caught.value)
 
@@ -531,7 +568,7 @@ import numpy as np
 from features.errors import StorageError
 from features.shards import Shard, write_shard
 {a_shard}
-resource.setrlimit(resource.RLIMIT_FSIZE, (4_096, 4_096))
+resource.setrlimit(resource.RLIMIT_FSIZE, (1_024, 1_024))
 try:
     write_shard(Path(sys.argv[1]), a_shard())
 except StorageError as error:
@@ -560,3 +597,117 @@ def test_memory_that_is_read_into_again_and_again_gives_the_same_shards(tmp_path
     (tmp_path / names[0]).write_bytes(raw[:-1])
     with pytest.raises(CacheError, match="do not match its name"):
         read_shard(tmp_path / names[0], max_bytes=LIMIT, memory=memory)
+
+
+def false_lengths(image: bytes) -> bytes:
+    """A file whose texts of variable length claim four gigabytes each: length, place and index refer to one."""
+    changed = bytearray(image)
+    heap = image.find(b"GCOL")
+    for index in range(1, 9):
+        at = image.find(struct.pack("<QI", heap, index)) - 4
+        if at >= 0:
+            changed[at : at + 4] = struct.pack("<I", 0xFFFFFFF0)
+    assert bytes(changed) != image
+    return bytes(changed)
+
+
+def one_text_for_all_ids(image: bytes) -> bytes:
+    """A file whose ids are all the same long text, stored once."""
+    with h5py.File(io.BytesIO(image)) as file:
+        start, rows = file["id"].id.get_offset(), file["id"].shape[0]
+    return image[:start] + image[start : start + 16] * rows + image[start + 16 * rows :]
+
+
+def bombs(folder: Path) -> list[Path]:
+    """Files with the right digest in their names that would take gigabytes or seconds if they were believed."""
+    rows = 2_000
+    sound = to_bytes(
+        a_shard(
+            ids=[f"id {row}" for row in range(rows)],
+            embedding=np.zeros((rows, DIM), np.float16),
+            status=np.zeros(rows, np.uint8),
+            source_digest=np.zeros((rows, 16), np.uint8),
+        )
+    )
+
+    def spoiled(fraud, raw=sound):
+        image = io.BytesIO(raw)
+        with h5py.File(image, "r+") as file:
+            fraud(file, folder / "other.h5")
+        return image.getvalue()
+
+    def long_id(file, _other):
+        ids = ["x" * 1_000_000, *("é" for _ in range(rows - 1))]
+        put(file, "id", data=np.array(ids, dtype=h5py.string_dtype("utf-8")))
+
+    raws = [
+        spoiled(vectors_that_are_declared_but_not_stored, to_bytes(a_shard())),
+        spoiled(rows_that_are_declared_but_not_stored),
+        spoiled(ids_that_are_declared_but_not_stored, to_bytes(a_shard())),
+        spoiled(five_thousand_folders),
+        false_lengths(spoiled(a_text_of_variable_length)),
+        false_lengths(spoiled(ids_of_variable_length, to_bytes(a_shard()))),
+        one_text_for_all_ids(spoiled(long_id)),
+    ]
+    return [named(folder, raw) for raw in raws]
+
+
+READ_BOMBS = """
+import resource, sys, time
+from pathlib import Path
+from features.errors import CacheError
+from features.shards import max_shard_bytes, read_facts, read_shard
+limit = max_shard_bytes(1024, 768)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for path in map(Path, sys.argv[1:]):
+    for read in (read_shard, read_facts):
+        start = time.process_time()
+        try:
+            read(path, max_bytes=limit)
+        except CacheError:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            print(f"{time.process_time() - start:.3f}", (peak - before) // 1024)
+"""
+
+
+def test_a_crafted_file_takes_neither_a_second_nor_200_megabytes_before_it_is_refused(tmp_path: Path):
+    paths = bombs(tmp_path)
+    command = [sys.executable, "-c", READ_BOMBS, *map(str, paths)]
+    process = subprocess.run(command, capture_output=True, text=True, check=True)
+    told = [line.split() for line in process.stdout.splitlines()]
+    assert len(told) == 2 * len(paths), process.stdout
+    assert max(float(seconds) for seconds, _ in told) < 1
+    assert max(int(mebibytes) for _, mebibytes in told) < 200
+
+
+@settings(deadline=None, derandomize=True, max_examples=300)
+@given(st.data())
+def test_any_change_of_the_bytes_under_a_name_that_fits_is_refused_or_is_a_shard_of_that_size(tmp_path_factory, data):
+    folder = tmp_path_factory.getbasetemp() / "any-shard"
+    folder.mkdir(exist_ok=True)
+    raw = bytearray(to_bytes(a_shard()))
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(raw) - 8))
+        number = data.draw(st.sampled_from([0, 1, 255, 2**40, 2**63, 2**64 - 1, len(raw), at]))
+        width = data.draw(st.sampled_from([1, 2, 4, 8]))
+        raw[at : at + width] = number.to_bytes(8, "little")[:width]
+    path = named(folder, bytes(raw))
+    for read in (IN_USE.read_shard, IN_USE.read_facts):
+        try:
+            found = read(path, max_bytes=LIMIT)
+        except CacheError as error:
+            said = str(error)
+        else:
+            assert len(found.ids) == len(found.status) == len(found.source_digest) <= len(raw)
+            said = path.name
+        assert path.name in said
+    path.unlink()
+
+
+def test_a_fifo_or_a_device_under_the_name_of_a_shard_does_not_block(tmp_path: Path):
+    os.mkfifo(tmp_path / "image-000000.0123456789abcdef.h5")
+    (tmp_path / "image-000001.0123456789abcdef.h5").symlink_to("/dev/zero")
+    for path in tmp_path.iterdir():
+        for read in (read_shard, read_facts):
+            with pytest.raises(CacheError, match="is no regular file"):
+                read(path, max_bytes=LIMIT)

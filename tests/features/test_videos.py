@@ -19,6 +19,7 @@ from features.config import DatasetConfig
 from features.errors import DataError, UsageError
 from features.status import Status
 from features.videos import VideoTable, VideoText, check_overlap, exact_number, has_split, read_videos
+from tests.mutations import damaged
 
 HEADER = "id,channel,title,date,description,views,year"
 TODAY = date(2025, 6, 1)
@@ -405,3 +406,42 @@ def test_a_mapped_column_needs_no_folder_of_the_split(read, tmp_path):
 def test_an_unmapped_thumbnail_column_is_ignored(read, tmp_path):
     folder = drawn(tmp_path / "train_val", "a.jpg", "b.jpg")
     assert read("id,title,year,views,thumbnail", "a,t,2020,1,b.jpg").thumbnail(0) == folder / "a.jpg"
+
+
+SOUND = """id,channel,title,date,description,views,year
+abc,a channel,"a ""quoted"", title
+of two lines",2020-01-01,d,5,2020
+NA,,😀,2021-05-05T10:00:00Z,,1e3,
+-Abc,,x,,y,7,2019
+"""
+ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-16-be", "utf-32", "latin-1", "cp1252", "gb18030", "shift_jis")
+
+
+@settings(deadline=None, derandomize=True, max_examples=200)
+@given(
+    raw=st.sampled_from(ENCODINGS).flatmap(lambda name: damaged(SOUND.encode(name, "replace")))
+    | st.binary(max_size=60),
+    encoding=st.sampled_from(ENCODINGS),
+    options=st.fixed_dictionaries(
+        {
+            "sep": st.sampled_from([",", ",", ";", "\\t", "a"]),
+            "on_bad_label": st.sampled_from(["error", "drop"]),
+            "on_duplicate": st.sampled_from(["error", "first"]),
+            "columns": st.sampled_from([{}, {}, {"thumbnail": "channel"}, {"title": "description", "id": "title"}]),
+        }
+    ),
+)
+def test_any_bytes_are_a_table_or_are_refused_with_a_message_of_one_line(tmp_path_factory, raw, encoding, options):
+    folder = tmp_path_factory.getbasetemp() / "any-bytes"
+    (folder / "train_val").mkdir(parents=True, exist_ok=True)
+    (folder / "train_val.csv").write_bytes(raw)
+    try:
+        videos = read_videos(DatasetConfig(data=folder, encoding=encoding, **options), "train_val", today=TODAY)
+    except (DataError, UsageError) as error:
+        said = str(error)
+        videos = None
+    if videos is None:
+        assert "\n" not in said
+        return
+    assert len(videos.texts(0, len(videos))) == len(set(videos.ids)) == len(videos) > 0
+    assert all(isinstance(videos.thumbnail(row), Path | Status) for row in range(len(videos)))

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import load, save
 
 from features.errors import CacheError
@@ -14,6 +16,7 @@ from heads.inputs import Block, Inputs
 from heads.readers import AsIs, Knots
 from heads.targets import Standardisation, Target
 from pipeline.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from tests.mutations import changed, damaged
 
 
 def draw_checkpoint():
@@ -235,3 +238,42 @@ def test_writing_leaves_no_other_file(tmp_path):
     write_checkpoint(tmp_path / "new" / "x.safetensors", CHECKPOINT)
     write_checkpoint(tmp_path / "new" / "x.safetensors", CHECKPOINT)
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["x.safetensors"]
+
+
+FUZZ = settings(
+    deadline=None, derandomize=True, max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+@FUZZ
+@given(st.data())
+def test_any_change_of_the_metadata_is_refused_or_leaves_a_model(whole, tmp_path, data):
+    def draw(_arrays, document):
+        return data.draw(changed(document))
+
+    assert_refused_or_a_model(tmp_path, rewritten(whole, draw))
+
+
+@FUZZ
+@given(st.data())
+def test_any_change_of_the_bytes_is_refused_or_leaves_a_model(whole, tmp_path, data):
+    assert_refused_or_a_model(tmp_path, data.draw(damaged(whole)))
+
+
+def assert_refused_or_a_model(folder, raw):
+    try:
+        found = read(folder, raw)
+    except CacheError as error:
+        said = str(error)
+    else:
+        assert set(found.heads.modalities) <= {"image", "age"} | set(found.heads.to_metadata()["modalities"])
+        said = "x.safetensors"
+    assert "x.safetensors" in said
+
+
+@pytest.mark.parametrize(
+    "change", [{"encoders": 7}, {"fold": "1"}, {"run": None}, {"seed": 1.5}, {"heads": []}], ids=str
+)
+def test_a_fact_of_another_type_is_refused(whole, tmp_path, change):
+    with pytest.raises(CacheError, match="is missing or damaged"):
+        read(tmp_path, rewritten(whole, lambda arrays, document: document | change))

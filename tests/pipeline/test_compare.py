@@ -44,6 +44,10 @@ def world(tmp_path, monkeypatch):
         with building(Path("work/runs") / name) as aside:
             text = "".join(f"{','.join(map(str, line))}\n" for line in [HEADER, *lines])
             durable.publish(aside / "oof.csv", text)
+            for fold in range(n_folds):
+                durable.publish(
+                    aside / "checkpoints" / f"fold{fold}.safetensors", "heads, which a comparison never reads"
+                )
             seal(aside, {"folds": {"split": split, "n": n_folds}, "target": target})
 
     return make, channels

@@ -46,7 +46,9 @@ def test_every_cell_is_read_as_it_was_written(tmp_path):
 
 
 def test_a_table_that_is_not_of_this_version_is_refused(tmp_path):
-    with pytest.raises(CacheError, match="lacks the columns log_pred_best, log_pred_final: run `vp train-heads` again"):
+    with pytest.raises(
+        CacheError, match=r"lacks the columns log_pred_best, log_pred_final.*run `vp train-heads --name run`"
+    ):
         read_oof(write(tmp_path / "run", "id,fold,log_views\na,0,1.0\n"))
 
 

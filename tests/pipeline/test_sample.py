@@ -5,12 +5,14 @@ import io
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
 
 from features.config import DatasetConfig
 from features.errors import CacheError, DataError
 from features.progress import Silent
 from features.videos import read_videos
 from pipeline.sample import SubmissionShape, submission_shape
+from tests.mutations import damaged
 
 
 @pytest.fixture
@@ -69,3 +71,15 @@ def test_a_number_that_nobody_can_score_is_never_written(bad):
 def test_what_is_no_count_may_be_negative():
     shape = SubmissionShape(("ID", "x"), range(1), "test.csv")
     assert shape.as_csv(["v"], np.array([-1.5]), non_negative=False) == "ID,x\nv,-1.5\n"
+
+
+@settings(deadline=None, derandomize=True, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(raw=damaged(b'Id,Target\r\n"a,b",0\r\n-Abc,0\r\n=1+1,0\r\n'))
+def test_any_change_of_a_sample_gives_an_order_of_all_videos_or_is_refused(tmp_path, videos, raw):
+    (tmp_path / "sample.csv").write_bytes(raw)
+    try:
+        found = submission_shape(tmp_path / "sample.csv", videos, Silent())
+    except DataError:
+        return
+    assert sorted(found.order) == [0, 1, 2]
+    found.as_csv(videos.ids, np.array([1.0, 2.0, 3.0]), non_negative=True).encode()

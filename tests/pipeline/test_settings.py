@@ -13,13 +13,14 @@ from typing import Annotated, Literal
 
 import pytest
 import typer.main
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import cli
 from features.errors import UsageError
 from pipeline.config import CONFIG_OF, ExtractConfig, SubmitConfig, TrainHeadsConfig, WorkConfig
 from pipeline.settings import load, options_of, parse, repeated_flags, to_plain
+from tests.mutations import damaged
 
 
 @pytest.fixture
@@ -271,12 +272,41 @@ def test_a_file_that_is_named_takes_the_place_of_vp_toml(vp_toml):
     assert loaded("extract", file=Path("other.toml")) == ExtractConfig(work=Path("from other.toml"))
 
 
-@pytest.mark.parametrize("content", [None, b"work = ", b"work = 1\nwork = 2\n", b"work = '\xff'\n"])
+@pytest.mark.parametrize(
+    "content", [None, b"work = ", b"work = 1\nwork = 2\n", b"work = '\xff'\n", b"gpus = " + b"[" * 5000]
+)
 def test_a_file_that_cannot_be_read_is_named(vp_toml, content):
     if content is not None:
         Path("my.toml").write_bytes(content)
     with pytest.raises(UsageError, match=r"^my\.toml is not readable as TOML: "):
         loaded("extract", file=Path("my.toml"))
+
+
+SOUND = b"""data = "videos"
+sep = ";"
+[columns]
+views = "likes"
+[train-heads]
+epochs = 20
+lr = 1e-3
+modalities = ["image", "age"]
+reference-date = 2024-05-01
+search = false
+"""
+
+
+@settings(
+    deadline=None, derandomize=True, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(damaged(SOUND), st.sampled_from(["train-heads", "extract", "status"]))
+def test_any_change_of_the_file_gives_a_configuration_or_a_usage_error(vp_toml, raw, command):
+    vp_toml.write_bytes(raw)
+    try:
+        assert isinstance(loaded(command), CONFIG_OF[command])
+        said = ""
+    except UsageError as error:
+        said = str(error)
+    assert len(said) < 1000
 
 
 def test_values_that_do_not_fit_together_are_a_usage_error(vp_toml):
