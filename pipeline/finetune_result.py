@@ -23,6 +23,7 @@ from pipeline.finetuned import TEST_PREDICTIONS, predictions_table, table_digest
 from pipeline.model_card import FILE as MODEL_CARD
 from pipeline.model_card import model_card
 from pipeline.outcome import Outcome, table
+from pipeline.run_record import read_metrics
 from pipeline.runs import checkpoint_path, seal
 from pipeline.scores import OutOfFold, distribution, fold_info, metrics_of
 from pipeline.settings import repeated_flags, to_plain
@@ -74,7 +75,7 @@ class Result:
     def metrics(self, training: Training[FittedModel], oof: OutOfFold) -> dict[str, Any]:
         """Every number of the run, and what the frozen run had."""
         run = self.start.run
-        before, reference = run.read_json("metrics.json"), np.datetime64(run.part("reference_date"))
+        before, reference = read_metrics(run), np.datetime64(run.part("reference_date"))
         metrics = {"run": self.name, "head": run.part("config").get("head"), "rows": len(oof.log_views)}
         metrics |= metrics_of(training, oof, run.modalities, self.dataset.train.ages_years(reference))
         frozen = {key: before[key] for key in ("oof_msle", "oof_msle_final", "fold_msle", "fold_msle_final")}

@@ -2,10 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Float64
 
 from features.encoders import TINY, EncoderConfig, resolve_encoder
@@ -19,7 +17,9 @@ from heads.targets import Target
 from pipeline.config import FinetuneConfig
 from pipeline.finetuned import is_finetuned
 from pipeline.inputs import CHANNEL, FROM_TABLE, WORDS, Source
-from pipeline.runs import Run, open_run, read_run, run_names
+from pipeline.oof import SavedOutOfFold, read_oof
+from pipeline.run_record import open_whole_run
+from pipeline.runs import Run, read_run, run_names
 from pipeline.workspace import Workspace
 
 START_WITHIN = {"fp32": 0.01, "fp16": 0.1, "bf16": 0.1, "int8": 0.5}
@@ -71,17 +71,18 @@ def read_start(config: FinetuneConfig, workspace: Workspace, videos: VideoTable)
     DataError, UnfitDataError
         There are no views to learn from.
     """
-    run = open_run(workspace.run(config.init or _only_start(workspace)))
+    run = open_whole_run(workspace.run(config.init or _only_start(workspace)))
     sources = [Source(**source) for source in run.part("sources")]
     tag = _only_encoder(run, sources)
     heads = {fold: _additive(run, fold) for fold in range(run.n_folds)}
-    plan = _plan(run, videos)
+    saved = read_oof(run)
+    plan = _plan(run, saved, videos)
     if videos.views is None:
         raise DataError(f"{videos.path} has no column of views to learn from")
     log_views = Target(run.part("target")).to_log(videos.views.astype(np.float64))
-    expected = _expected(run, log_views)
+    _check_views(saved, log_views)
     encoder, cached_precision = _encoder(config, workspace, run, tag, videos.split)
-    return Start(run, sources, encoder, cached_precision, plan, heads, log_views, expected)
+    return Start(run, sources, encoder, cached_precision, plan, heads, log_views, saved.final)
 
 
 def _only_start(workspace: Workspace) -> str:
@@ -120,35 +121,28 @@ def _additive(run: Run, fold: int) -> FittedHeads:
     return heads
 
 
-def _plan(run: Run, videos: VideoTable) -> FoldPlan:
-    table = _csv(run, "folds.csv")
+def _plan(run: Run, saved: SavedOutOfFold, videos: VideoTable) -> FoldPlan:
     told = run.part("folds")
     again = f"run `vp train-heads --name {run.name}` again"
-    if table["id"].tolist() != videos.ids:
+    if saved.ids != videos.ids:
         raise CacheError(
-            f"run {run.name} was trained on {len(table)} videos that are not the {len(videos)} of {videos.path}: "
+            f"run {run.name} was trained on {len(saved.ids)} videos that are not the {len(videos)} of {videos.path}: "
             f"{again}"
         )
     plan = FoldPlan(
-        fold_of=table["fold"].to_numpy(np.int32), split=told["split"], seed=told["seed"], expanding=told["expanding"]
+        fold_of=saved.fold_of, split=told["split"], seed=told.get("seed"), expanding=bool(told.get("expanding"))
     )
     if plan.digest(videos.ids) != told["digest"]:
         raise CacheError(f"the folds of run {run.name} are not those that its run.json names: {again}")
     return plan
 
 
-def _expected(run: Run, log_views: Float64[np.ndarray, " video"]) -> Float64[np.ndarray, " video"]:
-    table = _csv(run, "oof.csv")
-    if not np.allclose(table["log_views"].to_numpy(np.float64), log_views, rtol=0, atol=1e-6):
+def _check_views(saved: SavedOutOfFold, log_views: Float64[np.ndarray, " video"]) -> None:
+    if not np.allclose(saved.log_views, log_views, rtol=0, atol=1e-6):
         raise CacheError(
-            f"the views in the dataset are not those that run {run.name} was trained on: run `vp train-heads --name "
-            f"{run.name}` again"
+            f"the views in the dataset are not those that run {saved.run} was trained on: run `vp train-heads --name "
+            f"{saved.run}` again"
         )
-    return pd.to_numeric(table["log_pred_final"], errors="coerce").to_numpy(np.float64)
-
-
-def _csv(run: Run, name: str) -> pd.DataFrame:
-    return pd.read_csv(BytesIO(run.verified(name).read_bytes()), dtype={"id": str}, keep_default_na=False)
 
 
 def _encoder(config: FinetuneConfig, workspace: Workspace, run: Run, tag: str, split: str) -> tuple[EncoderConfig, str]:

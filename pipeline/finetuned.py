@@ -61,14 +61,24 @@ def stored_predictions(run: Run, videos: VideoTable, moment: Moment) -> StoredPr
         raise CacheError(
             f"the fine-tuned run {run.name} {what}: run `vp finetune` again for {videos.path}, or `vp predict --csv`"
         )
-    raw = run.verified(TEST_PREDICTIONS).read_bytes()
+    path = run.verified(TEST_PREDICTIONS)
+    try:
+        return _read_predictions(path.read_bytes(), run, videos, moment)
+    except (ValueError, KeyError, OverflowError) as error:
+        raise CacheError(f"{path} is damaged ({error}): run `vp finetune` again") from error
+
+
+def _read_predictions(raw: bytes, run: Run, videos: VideoTable, moment: Moment) -> StoredPredictions:
+    """Raises ValueError or KeyError for a table that is not of this run and these videos."""
     table = pd.read_csv(BytesIO(raw), dtype={"id": str}, keep_default_na=False)
+    if table["id"].tolist() != videos.ids * run.n_folds:
+        raise ValueError("its videos are others")
     shape = (run.n_folds, len(videos))
-    names = [f"contribution_{modality}" for modality in run.modalities]
-    contributions = np.stack([table[name].to_numpy(np.float64).reshape(shape) for name in names], axis=1)
-    return StoredPredictions(
-        table[f"log_pred_{moment}"].to_numpy(np.float64).reshape(shape), contributions, tuple(run.modalities)
-    )
+    names = [f"log_pred_{moment}", *(f"contribution_{modality}" for modality in run.modalities)]
+    log_views, *contributions = (table[name].to_numpy(np.float64).reshape(shape) for name in names)
+    if not np.isfinite([log_views, *contributions]).all():
+        raise ValueError("a number is not finite")
+    return StoredPredictions(log_views, np.stack(contributions, axis=1), tuple(run.modalities))
 
 
 def predictions_table(ids: Sequence[str], folds: Sequence[Mapping[str, np.ndarray]]) -> pd.DataFrame:

@@ -1,5 +1,7 @@
 """Runs, videos, folds and encoders that a fine-tuning can begin with, and those that it refuses."""
 
+import hashlib
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -88,9 +90,13 @@ def test_other_views_are_refused(job):
 
 
 def test_other_folds_are_refused(job):
-    folds = Path("work/runs/clip_multimodal/folds.csv")
-    folds.write_text(folds.read_text().replace(",0", ",1", 1))
-    assert "folds.csv is not the file that the run was saved with" in refused(7)
+    path = Path("work/runs/clip_multimodal/oof.csv")
+    path.write_text(path.read_text().replace(",0,", ",1,", 1))
+    assert "oof.csv is not the file that the run was saved with" in refused(7)
+    record = json.loads(path.with_name("run.json").read_text())
+    record["files"]["oof.csv"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    path.with_name("run.json").write_text(json.dumps(record))
+    assert "the folds of run clip_multimodal are not those that its run.json names" in refused(7)
 
 
 def test_another_encoder_is_refused(job):
