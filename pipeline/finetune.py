@@ -73,36 +73,15 @@ class Stage:
     @classmethod
     def prepared(cls, config: FinetuneConfig, workspace: Workspace, dataset: Dataset, progress: Progress) -> "Stage":
         """Read and check everything, before anything is written."""
-        videos = dataset.train
-        start = read_start(config, workspace, videos)
+        start = read_start(config, workspace, dataset.train)
         devices = choose_devices(config.device, config.gpus)[: start.plan.n_folds]
         name = config.name or f"{start.run.name}_finetuned"
         if name == start.run.name:
             raise UsageError(f"--name {name} is the run that this starts from: choose another")
         if config.lora:
             require_peft()
-        precision = _precision(devices)
-        _tell_memory(config, start, devices, precision, progress)
-        on_cpu = devices[0] == "cpu"
-        reference = np.datetime64(start.run.part("reference_date"))
-        context = Context(
-            config=config,
-            name=name,
-            encoder=start.encoder,
-            kind_of=start.kind_of,
-            train=videos,
-            test=dataset.test,
-            from_table={v.split: _from_table(workspace, start, v, reference) for v in dataset.tables},
-            log_views=start.log_views,
-            plan=start.plan,
-            heads=start.heads,
-            expected=start.expected,
-            precision=precision,
-            cached_precision=start.cached_precision,
-            feed_threads=config.num_workers
-            or (1 if on_cpu else min(MAX_FEED_THREADS, max(1, cores() // len(devices)))),
-            folder=workspace.run(name).with_name(f".{name}{TUNING}"),
-        )
+        _tell_memory(config, start, devices, progress)
+        context = _context(config, workspace, dataset, start, name=name, devices=devices)
         return cls(config, workspace, dataset, start, context, devices, progress)
 
     @property
@@ -117,7 +96,7 @@ class Stage:
 
     def run(self, aside: Path, begun: float) -> dict[str, Any]:
         """Train, choose, make the members, and write the run; returns its metrics."""
-        name, plan, precision = self.context.name, self.start.plan, self.context.precision
+        name, precision = self.context.name, self.context.precision
         threads = begin(self.tuning, name, decisive(self.config, self.start.run, precision), self.progress)
         with (
             run_log(
@@ -137,11 +116,7 @@ class Stage:
             ) as workers,
         ):
             trained = self._train(workers, log)
-            errors = {fold: result.errors for fold, result in trained.items()}
-            factors = {
-                fold: {moment: chosen_factor(errors, fold, moment) for moment in MOMENTS}
-                for fold in range(plan.n_folds)
-            }
+            factors = _factors(trained)
             result = Result(
                 name=name,
                 config=self.config,
@@ -204,16 +179,46 @@ class Stage:
         return made
 
 
+def _context(
+    config: FinetuneConfig, workspace: Workspace, dataset: Dataset, start: Start, *, name: str, devices: list[str]
+) -> Context:
+    reference = np.datetime64(start.run.part("reference_date"))
+    feed_threads = 1 if devices[0] == "cpu" else min(MAX_FEED_THREADS, max(1, cores() // len(devices)))
+    return Context(
+        config=config,
+        name=name,
+        encoder=start.encoder,
+        kind_of=start.kind_of,
+        train=dataset.train,
+        test=dataset.test,
+        from_table={videos.split: _from_table(workspace, start, videos, reference) for videos in dataset.tables},
+        log_views=start.log_views,
+        plan=start.plan,
+        heads=start.heads,
+        expected=start.expected,
+        precision=_precision(devices),
+        cached_precision=start.cached_precision,
+        feed_threads=config.num_workers or feed_threads,
+        folder=workspace.run(name).with_name(f".{name}{TUNING}"),
+    )
+
+
+def _factors(trained: Mapping[int, Trained]) -> dict[int, dict[str, float]]:
+    """How far each fold goes from the frozen weights, at each moment."""
+    errors = {fold: result.errors for fold, result in trained.items()}
+    return {fold: {moment: chosen_factor(errors, fold, moment) for moment in MOMENTS} for fold in sorted(errors)}
+
+
 def _precision(devices: list[str]) -> str:
     """bf16 where GPUs compute in it: fp16 would need its losses scaled, so older ones train in float32."""
     gpus = [device for device in devices if device != "cpu"]
     return "bf16" if gpus and all(gpu(device).capability >= BF16_CAPABILITY for device in gpus) else "fp32"
 
 
-def _tell_memory(config: FinetuneConfig, start: Start, devices: list[str], precision: str, progress: Progress) -> None:
+def _tell_memory(config: FinetuneConfig, start: Start, devices: list[str], progress: Progress) -> None:
     kinds = list(dict.fromkeys(start.kind_of.values()))
     rows = max(len(start.plan.train_rows(fold)) for fold in range(start.plan.n_folds))
-    estimated = estimate(config, start.encoder, kinds, rows, precision)
+    estimated = estimate(config, start.encoder, kinds, rows, _precision(devices))
     if devices == ["cpu"]:
         refuse_on_cpu(config, estimated, start.plan.n_folds)
     progress.note(f"{start.encoder.tag}: {estimated.told}")
