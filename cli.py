@@ -22,6 +22,7 @@ from pipeline.config import (
     CompareConfig,
     DemoConfig,
     ExtractConfig,
+    FinetuneConfig,
     PredictConfig,
     PruneConfig,
     ReportConfig,
@@ -181,6 +182,14 @@ def extract(config: ExtractConfig, console: Console) -> Outcome:
 def train_heads(config: TrainHeadsConfig, console: Console) -> Outcome:
     """Train one head per modality on every fold, from the cached embeddings."""
     from pipeline.train_heads import train_heads as stage
+
+    return stage(config, console)
+
+
+@command(FinetuneConfig)
+def finetune(config: FinetuneConfig, console: Console) -> Outcome:
+    """Unfreeze the encoder of a run and train it with the run's heads, one fold per GPU; a killed command goes on."""
+    from pipeline.finetune import finetune as stage
 
     return stage(config, console)
 

@@ -1,16 +1,25 @@
 """CLIP as a frozen encoder: the two towers of a checkpoint in the layout of transformers, loaded only if asked for."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, Int64, UInt8
+from jaxtyping import Bool, Float, Float32, Int64, Real, UInt8
 from transformers import CLIPConfig, CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection
 
 from features.encoders import EncoderConfig
 from features.errors import UsageError
-from features.towers import Place, encoded_crops, padded, quiet_transformers, read_tower, to_numpy, tokenized
+from features.towers import (
+    Place,
+    encoded_crops,
+    normalised,
+    padded,
+    quiet_transformers,
+    read_tower,
+    to_numpy,
+    tokenized,
+)
 
 QUICK_GELU = 1.702  # x * sigmoid(1.702 x), the sigmoid approximation of Hendrycks and Gimpel (arXiv:1606.08415)
 
@@ -60,8 +69,12 @@ class ClipEncoder:
         self, pixels: UInt8[np.ndarray, "batch 3 height width"] | UInt8[torch.Tensor, "batch 3 height width"]
     ) -> Float32[np.ndarray, "batch dim"]:
         """Vectors of crops made by `read_thumbnail`; a pinned tensor is copied without waiting."""
+        return encoded_crops(self.image_vectors, pixels, self._place)
+
+    def image_vectors(self, pixels: Real[torch.Tensor, "batch 3 height width"]) -> Float[torch.Tensor, "batch dim"]:
+        """Vectors of grey levels that are on the device; gradients flow through where they are wanted."""
         tower = self.towers["image"]
-        return encoded_crops(lambda x: tower(pixel_values=x).image_embeds, pixels, self.config.preprocess, self._place)
+        return cast("torch.Tensor", tower(normalised(pixels, self.config.preprocess, self._place)).image_embeds)
 
     def tokenize(self, texts: Sequence[str]) -> tuple[list[Int64[np.ndarray, " _"]], Bool[np.ndarray, " text"]]:
         """Token ids of each text with start and end, at most `max_tokens`; and which texts were cut."""
@@ -72,9 +85,13 @@ class ClipEncoder:
 
         No attention mask is needed: attention is causal and the vector is read at the first end token.
         """
-        ids, _ = padded(tokens, pad_to, self.max_tokens, self._eos)
         with torch.inference_mode():
-            return to_numpy(self.towers["text"](input_ids=ids.to(self._place.device)).text_embeds)
+            return to_numpy(self.text_vectors(tokens, pad_to))
+
+    def text_vectors(self, tokens: Sequence[Int64[np.ndarray, " _"]], pad_to: int) -> Float[torch.Tensor, "batch dim"]:
+        """The same on the device, with gradients where they are wanted."""
+        ids, _ = padded(tokens, pad_to, self.max_tokens, self._eos)
+        return cast("torch.Tensor", self.towers["text"](input_ids=ids.to(self._place.device)).text_embeds)
 
     def _load(self, tower_class: Any, section: str) -> Any:
         tower_config = getattr(CLIPConfig.from_pretrained(self.config.folder, local_files_only=True), section)

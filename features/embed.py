@@ -236,7 +236,7 @@ class ShardEncoder:
         for start in range(0, len(new), size):
             rows = new[start : start + size]
             batch = [texts.tokens[row] for row in rows] + [texts.tokens[rows[0]]] * (size - len(rows))
-            pad_to = _padded_length(max(map(len, batch)), self.encoder)
+            pad_to = padded_length(max(map(len, batch)), self.encoder)
             flights.launch(rows, partial(self.encoder.encode_tokens, pad_to=pad_to), batch)
         flights.land_all()
         repaired = sum(prompt.repaired for prompt in texts.prompts)
@@ -283,7 +283,8 @@ class _Flights:
         self._tell(rows)
 
 
-def _padded_length(longest: int, encoder: Encoder) -> int:
+def padded_length(longest: int, encoder: Encoder) -> int:
+    """How many tokens a batch of texts is padded to, whose longest has so many."""
     if not encoder.trims_text:
         return encoder.max_tokens
     return min(encoder.max_tokens, -(-longest // TOKEN_STEP) * TOKEN_STEP)

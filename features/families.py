@@ -13,6 +13,12 @@ class TowerEncoder(Encoder, Protocol):
 
     towers: dict[str, Any]
 
+    def image_vectors(self, pixels: Any) -> Any:
+        """Tensor of vectors of a tensor of grey levels, both on the device; gradients flow through."""
+
+    def text_vectors(self, tokens: Sequence[Any], pad_to: int) -> Any:
+        """Tensor of vectors of tokenised texts, on the device; gradients flow through."""
+
 
 Family = Callable[[EncoderConfig, Sequence[str], str, str], TowerEncoder]
 

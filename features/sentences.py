@@ -83,8 +83,15 @@ class SentenceEncoder:
 
     def encode_tokens(self, tokens: Sequence[Int64[np.ndarray, " _"]], pad_to: int) -> Float32[np.ndarray, "batch dim"]:
         """Vectors of tokenised texts, padded to `pad_to`; padding is masked."""
-        ids, real = padded(tokens, pad_to, self.max_tokens, self._pad_id)
         with torch.inference_mode():
-            ids, real = ids.to(self._place.device), real.to(self._place.device)
-            hidden = self.towers["text"](input_ids=ids, attention_mask=real.long()).last_hidden_state
-            return to_numpy(self._pool(hidden.float(), real))  # bf16 cannot even count tokens beyond 256
+            return to_numpy(self.text_vectors(tokens, pad_to))
+
+    def image_vectors(self, pixels: Any) -> Never:
+        """Refuse: there is no image tower."""
+        raise ValueError(f"{self.config.tag} reads no pictures, however {len(pixels)} were given")
+
+    def text_vectors(self, tokens: Sequence[Int64[np.ndarray, " _"]], pad_to: int) -> Float[torch.Tensor, "batch dim"]:
+        """The same on the device, with gradients where they are wanted."""
+        ids, real = (part.to(self._place.device) for part in padded(tokens, pad_to, self.max_tokens, self._pad_id))
+        hidden = self.towers["text"](input_ids=ids, attention_mask=real.long()).last_hidden_state
+        return self._pool(hidden.float(), real)  # bf16 cannot even count tokens beyond 256

@@ -1,11 +1,11 @@
 """SigLIP, and SigLIP 2 in its fixed resolutions, as frozen encoders: one architecture, two ways to read a text."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, Int64, UInt8
+from jaxtyping import Bool, Float, Float32, Int64, Real, UInt8
 from transformers import SiglipConfig, SiglipTextModel, SiglipVisionModel
 
 from features.encoders import EncoderConfig
@@ -14,6 +14,7 @@ from features.hub import read_json
 from features.towers import (
     Place,
     encoded_crops,
+    normalised,
     padded,
     quiet_transformers,
     read_tokenizer,
@@ -50,8 +51,12 @@ class SiglipEncoder:
         self, pixels: UInt8[np.ndarray, "batch 3 height width"] | UInt8[torch.Tensor, "batch 3 height width"]
     ) -> Float32[np.ndarray, "batch dim"]:
         """Vectors of crops made by `read_thumbnail`; a pinned tensor is copied without waiting."""
+        return encoded_crops(self.image_vectors, pixels, self._place)
+
+    def image_vectors(self, pixels: Real[torch.Tensor, "batch 3 height width"]) -> Float[torch.Tensor, "batch dim"]:
+        """Vectors of grey levels that are on the device; gradients flow through where they are wanted."""
         tower = self.towers["image"]
-        return encoded_crops(lambda x: tower(pixel_values=x).pooler_output, pixels, self.config.preprocess, self._place)
+        return cast("torch.Tensor", tower(normalised(pixels, self.config.preprocess, self._place)).pooler_output)
 
     def tokenize(self, texts: Sequence[str]) -> tuple[list[Int64[np.ndarray, " _"]], Bool[np.ndarray, " text"]]:
         """Token ids of each text with its end, at most `max_tokens`; and which texts were cut."""
@@ -59,12 +64,16 @@ class SiglipEncoder:
 
     def encode_tokens(self, tokens: Sequence[Int64[np.ndarray, " _"]], pad_to: int) -> Float32[np.ndarray, "batch dim"]:
         """Vectors of tokenised texts; `pad_to` must be `max_tokens`, and padding is not masked."""
+        with torch.inference_mode():
+            return to_numpy(self.text_vectors(tokens, pad_to))
+
+    def text_vectors(self, tokens: Sequence[Int64[np.ndarray, " _"]], pad_to: int) -> Float[torch.Tensor, "batch dim"]:
+        """The same on the device, with gradients where they are wanted."""
         if pad_to != self.max_tokens:
             raise ValueError(f"SigLIP reads texts padded to {self.max_tokens} tokens, not to {pad_to}")
         side = self._policy.padding
         ids, _ = padded(tokens, pad_to, self.max_tokens, self._pad_id, "left" if side == "left" else "right")
-        with torch.inference_mode():
-            return to_numpy(self.towers["text"](input_ids=ids.to(self._place.device)).pooler_output)
+        return cast("torch.Tensor", self.towers["text"](input_ids=ids.to(self._place.device)).pooler_output)
 
     @property
     def _policy(self) -> Any:

@@ -36,7 +36,7 @@ VICTIMS = 3
 DEATHS_IN_A_ROW = 20
 """So many without a single job done in between: it is not the jobs. Cornering one bad row of 1,024 takes 15."""
 
-READ_AHEAD = 2  # jobs that a worker holds: one is worked on, for the next one it reads already
+JOBS_EACH = 2  # that a worker holds: one is worked on, for the next one it reads already
 LAST_WORDS = 15  # lines of a worker's stderr that are kept
 GRACE_SECONDS = 5.0  # for workers to end
 
@@ -99,6 +99,8 @@ class Supervisor(Generic[Job, Result]):
         A worker that holds a job and says nothing for so long is killed.
     warn
         Told about deaths.
+    jobs_each
+        How many a worker may hold; 1 where jobs are long and nothing is read ahead, so that none waits in vain.
     """
 
     def __init__(
@@ -108,10 +110,12 @@ class Supervisor(Generic[Job, Result]):
         *,
         patience_seconds: float,
         warn: Callable[[str], None],
+        jobs_each: int = JOBS_EACH,
     ) -> None:
         self._slots = [_Slot[Job](setup, device) for device in devices]
         self._patience = patience_seconds
         self._warn = warn
+        self._jobs_each = jobs_each
         self._numbers = itertools.count()
         self._shared: Share | None = None
         self._fresh: Iterator[Job] = iter(())
@@ -153,7 +157,7 @@ class Supervisor(Generic[Job, Result]):
 
     def _hand_out(self) -> bool:
         """Give every worker something to do, then every one more; returns whether there is anything to wait for."""
-        for jobs_each in range(1, READ_AHEAD + 1):
+        for jobs_each in range(1, self._jobs_each + 1):
             for slot in self._slots:
                 if slot.has_room(jobs_each) and (ticket := self._next(slot)) is not None:
                     self._give(slot, ticket)

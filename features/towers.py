@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, Int64, UInt8
+from jaxtyping import Bool, Float, Float32, Int64, Real, UInt8
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from transformers.utils import logging as transformers_logging
@@ -109,17 +109,22 @@ def padded(
 
 
 def encoded_crops(
-    tower: Callable[[torch.Tensor], torch.Tensor],
+    image_vectors: Callable[[torch.Tensor], torch.Tensor],
     pixels: UInt8[np.ndarray, "batch 3 height width"] | UInt8[torch.Tensor, "batch 3 height width"],
-    preprocess: ImagePreprocess | None,
     place: Place,
 ) -> Float32[np.ndarray, "batch dim"]:
     """Vectors of crops made by `read_thumbnail`; a pinned tensor is copied without waiting."""
+    with torch.inference_mode():
+        return to_numpy(image_vectors(torch.as_tensor(pixels).to(place.device, non_blocking=True)))
+
+
+def normalised(
+    pixels: Real[torch.Tensor, "batch 3 height width"], preprocess: ImagePreprocess | None, place: Place
+) -> Float[torch.Tensor, "batch 3 height width"]:
+    """Grey levels from 0 to 255, of any type, as the tower reads them."""
     if preprocess is None:
         raise ValueError("an encoder without preprocessing reads no pictures")
-    with torch.inference_mode():
-        on_device = torch.as_tensor(pixels).to(place.device, non_blocking=True)
-        return to_numpy(tower(normalise(on_device, preprocess, place.dtype)))
+    return normalise(pixels, preprocess, place.dtype)
 
 
 def to_numpy(vectors: torch.Tensor) -> Float32[np.ndarray, "batch dim"]:

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
 from heads.inputs import JOINT, AnyBlock, Inputs, row_chunks
-from heads.readers import Reader, reader_from
+from heads.readers import Columns, Reader, reader_from
 from heads.simplex import Gauge, canonical_gauge
 from heads.targets import Standardisation, Target
 
@@ -40,7 +40,11 @@ class Branch:
 
     def forward(self, block: AnyBlock) -> Float32[np.ndarray, " video"]:
         """Outputs for every row, whether present or not."""
-        hidden = self.reader.read(block)
+        return self.after(self.reader.read(block))
+
+    def after(self, columns: Columns) -> Float32[np.ndarray, " video"]:
+        """Outputs for rows whose columns were read already."""
+        hidden = columns
         if self.table is not None:
             hidden = hidden @ self.table
         for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):

@@ -115,6 +115,55 @@ class TrainHeadsConfig(VectorsConfig, HeadsConfig):
     wandb: Annotated[Literal["disabled", "offline", "online"], "log to Weights & Biases as well"] = "disabled"
 
 
+TOWER_LR, LORA_LR = 1e-5, 1e-4
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(WorkConfig):
+    """`vp finetune`."""
+
+    init: Annotated[str | None, "run to start from (default: the only run there is)"] = None
+    name: Annotated[str | None, "name of the new run (default: that of --init, and _finetuned)"] = None
+    model: Annotated[str | None, "the encoder's folder, if the run's encoder was a local folder"] = None
+    gpus: Annotated[tuple[int, ...], "GPUs to use, such as 0,1,2; one fold on each (default: all there are)"] = ()
+    device: Annotated[str, "auto, cpu, or cuda"] = "auto"
+    epochs: Annotated[int, "passes over the training rows of each fold"] = 5
+    batch_size: Annotated[int, "rows per forward pass"] = 16
+    accumulate: Annotated[int, "forward passes per training step"] = 1
+    num_workers: Annotated[int | None, "threads that decode thumbnails, for each fold"] = None
+    lr: Annotated[float | None, "learning rate of the encoder's last layer (default: 1e-5, with --lora 1e-4)"] = None
+    layer_decay: Annotated[float, "factor on the learning rate from each layer to the one before it"] = 0.65
+    head_lr: Annotated[float, "learning rate of heads and weights"] = 3e-4
+    unfreeze: Annotated[str, "all, or last:N for the last N blocks of each tower"] = "all"
+    lora: Annotated[int, "rank of what is added to the linear layers and trained in their place; 0: off"] = 0
+    freeze_clip: Annotated[bool, "train the heads alone"] = False
+    gradient_checkpointing: Annotated[bool, "compute activations twice to save most of their memory"] = False
+    patience: Annotated[int, "stop after so many epochs without a better validation error; 0: never"] = 0
+    seed: Annotated[int, "seed of everything random"] = 42
+    force: Annotated[bool, "train a large encoder on a CPU all the same"] = False
+    wandb: Annotated[Literal["disabled", "offline", "online"], "log to Weights & Biases as well"] = "disabled"
+
+    def __post_init__(self) -> None:
+        rules = {
+            "--epochs must be at least 1": self.epochs >= 1,
+            "--batch-size must be at least 1": self.batch_size >= 1,
+            "--accumulate must be at least 1": self.accumulate >= 1,
+            "--num-workers must be at least 1": self.num_workers is None or self.num_workers >= 1,
+            "--lr and --head-lr must be above 0": self.tower_lr > 0 and self.head_lr > 0,
+            "--lora takes a rank of at least 1, or 0 for none": self.lora >= 0,
+            "--lora and --freeze-clip exclude each other": not (self.lora and self.freeze_clip),
+            "--layer-decay must be above 0 and at most 1": 0 < self.layer_decay <= 1,
+            "--patience and --seed must not be negative": self.patience >= 0 and self.seed >= 0,
+        }
+        if broken := [rule for rule, holds in rules.items() if not holds]:
+            raise ValueError("; ".join(broken))
+
+    @property
+    def tower_lr(self) -> float:
+        """Learning rate of the encoder's last layer; additions that begin at zero bear a higher one."""
+        return self.lr if self.lr is not None else (LORA_LR if self.lora else TOWER_LR)
+
+
 @dataclass(frozen=True, kw_only=True)
 class SubmitConfig(VectorsConfig):
     """`vp submit`."""
@@ -212,6 +261,7 @@ class DemoConfig:
 CONFIG_OF: dict[str, type] = {
     "extract": ExtractConfig,
     "train-heads": TrainHeadsConfig,
+    "finetune": FinetuneConfig,
     "submit": SubmitConfig,
     "report": ReportConfig,
     "predict": PredictConfig,

@@ -14,6 +14,7 @@ from heads.inputs import JOINT, Inputs
 from heads.members import FittedModel
 from heads.metrics import msle
 from heads.targets import Target
+from pipeline.finetuned import stored_predictions
 from pipeline.inputs import Source
 from pipeline.memory import submission_streams
 from pipeline.oof import NotComparableError, SavedOutOfFold, other_folds, read_oof, side_by_side
@@ -65,6 +66,8 @@ def fold_members(
     CacheError
         A checkpoint or a cache is missing or damaged, or the videos were embedded by another encoder than the run's.
     """
+    if (stored := stored_predictions(run, videos, moment)) is not None:
+        return Members([f"fold_{fold}" for fold in range(run.n_folds)], stored.log_views, stored.effects)
     models = models_of(run, moment)
     sources = [Source(**source) for source in run.part("sources")]
     reference = np.datetime64(run.part("reference_date"))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from features.videos import VideoTable
-from pipeline.config import TrainHeadsConfig
+from pipeline.config import FinetuneConfig, TrainHeadsConfig
 from pipeline.settings import options_of, to_plain
 
 FILE = "model_card.md"
@@ -24,23 +24,21 @@ HEADS = {
 }
 
 
-def model_card(
-    config: TrainHeadsConfig, facts: Mapping[str, Any], metrics: Mapping[str, Any], videos: VideoTable
-) -> str:
+def model_card(facts: Mapping[str, Any], metrics: Mapping[str, Any], videos: VideoTable) -> str:
     """The card as Markdown; `facts` are those of run.json, `metrics` those of metrics.json."""
-    counts = config.target == "log1p"
+    counts = facts["target"] == "log1p"
     purpose = "Predicts how many views a YouTube video gets" if counts else "Predicts a number for each video"
     error = (
         "MSLE, the mean squared error of log1p(views)" if counts else "mean squared errors (MSLE: nothing is logged)"
     )
     sections = [
-        f"# {escaped(config.name)}",
+        f"# {escaped(facts['name'])}",
         f"{purpose}, from {_listed(facts['modalities'])}. Errors are {error}.",
-        _what(config, facts),
+        _what(facts),
         _data(facts, videos),
         _score(metrics),
         _limits(facts, metrics),
-        _reproduce(config, facts),
+        _reproduce(facts),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -54,15 +52,27 @@ def escaped(text: str) -> str:
     return _MARKDOWN.sub(r"\\\1", " ".join(text.split()))
 
 
-def _what(config: TrainHeadsConfig, facts: Mapping[str, Any]) -> str:
-    lines = ["## What it is", "", f"- Head: `{config.head}`, {HEADS[config.head]}"]
+def _what(facts: Mapping[str, Any]) -> str:
+    head = facts["config"]["head"]
+    lines = ["## What it is", "", f"- Head: `{head}`, {HEADS[head]}"]
     lines += [f"- Members: one per fold, {facts['folds']['n']}; a prediction is their mean in log views"]
     encoders = facts["encoders"].items()
-    lines += [f"- Encoder: {escaped(tag)}, frozen (vectors `{digest[:12]}`)" for tag, digest in encoders]
+    how = "frozen" if (tuned := facts.get("finetuned_from")) is None else "tuned for each fold"
+    lines += [f"- Encoder: {escaped(tag)}, {how} (vectors `{digest[:12]}`)" for tag, digest in encoders]
+    lines += [] if tuned is None else _tuned(facts, tuned)
     lines += [] if facts["encoders"] else ["- Encoder: none"]
     if facts["reference_date"] != "NaT":
         lines.append(f"- Ages count from {facts['reference_date'].partition('T')[0]}")
     return "\n".join(lines)
+
+
+def _tuned(facts: Mapping[str, Any], tuned: Mapping[str, Any]) -> list[str]:
+    config = facts["config"]
+    which = f"additions of rank {config['lora']} to its blocks (LoRA)" if config["lora"] else "its towers"
+    what = "the heads alone" if config["freeze_clip"] else f"heads and {which} (`--unfreeze {config['unfreeze']}`)"
+    lines = [f"- Tuned, {config['epochs']} epochs in {tuned['precision']}: {what}, from run {escaped(tuned['run'])}"]
+    stay = " and ".join(map(escaped, tuned["frozen_modalities"]))
+    return [*lines, f"- As they were in that run: {stay}"] if stay else lines
 
 
 def _data(facts: Mapping[str, Any], videos: VideoTable) -> str:
@@ -83,6 +93,7 @@ def _n_channels(videos: VideoTable) -> str:
 def _score(metrics: Mapping[str, Any]) -> str:
     rows = [["", "MSLE"], ["a constant", metrics["oof_msle_constant"]], ["last epoch", metrics["oof_msle_final"]]]
     rows.append(["best epoch, chosen on the rows that score it", metrics["oof_msle"]])
+    rows += _before(metrics)
     splits = metrics.get("diagnostics", {}).get("linear_msle_by_split", {})
     rows += [[f"linear head, --split {name}", score] for name, score in splits.items() if isinstance(score, float)]
     weights = [["modality", "weight", "spread over members"]]
@@ -96,6 +107,13 @@ def _worst(metrics: Mapping[str, Any]) -> list[str]:
         return []
     rows = [["largest channels", "videos", "MSLE"]]
     return [_table([*rows, *([escaped(e["label"]), str(e["rows"]), e["msle"]] for e in entries[:CHANNELS_SHOWN])])]
+
+
+def _before(metrics: Mapping[str, Any]) -> list[list[Any]]:
+    """The scores that a fine-tuned run began with."""
+    if (frozen := metrics.get("before_tuning")) is None:
+        return []
+    return [["before tuning, last epoch", frozen["oof_msle_final"]], ["before tuning, best epoch", frozen["oof_msle"]]]
 
 
 def _limits(facts: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
@@ -132,23 +150,28 @@ _SPLITS = {
 """What a kind of split says of videos that are to come."""
 
 
-def _reproduce(config: TrainHeadsConfig, facts: Mapping[str, Any]) -> str:
+def _reproduce(facts: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     lines = ["## Making it again", "", "In a folder that holds the dataset:", "", "```console"]
     lines += [f"$ vp extract --model {shlex.quote(tag)}" for tag in facts["encoders"]]
-    lines += [f"$ vp train-heads{_flags(facts['config'])}", "```", ""]
-    if config.columns:
+    tuned = facts.get("finetuned_from")
+    trained_with = facts["config"] if tuned is None else tuned["config"]
+    lines.append(f"$ vp train-heads{_flags(trained_with, TrainHeadsConfig)}")
+    lines += [] if tuned is None else [f"$ vp finetune{_flags(facts['config'], FinetuneConfig)}"]
+    lines += ["```", ""]
+    if facts["config"].get("columns"):
         lines += ["with the columns renamed in `vp.toml` as `run.json` says.", ""]
     return "\n".join([*lines, f"Folds `{facts['folds']['digest'][:12]}`; {versions}. `run.json` holds every option."])
 
 
-def _flags(plain: Mapping[str, Any]) -> str:
+def _flags(plain: Mapping[str, Any], config_class: type[TrainHeadsConfig] | type[FinetuneConfig]) -> str:
     """The options that are not at their default, as a command line; the folders are left to who runs it."""
-    default = to_plain(TrainHeadsConfig())
+    default = to_plain(config_class())
+    elsewhere = ("data", "work") if config_class is TrainHeadsConfig else ("data", "work", "model")
     told = []
-    for option in options_of(TrainHeadsConfig):
-        value = plain[option.name]
-        if value == default[option.name] or option.only_in_file or option.name in ("data", "work"):
+    for option in options_of(config_class):
+        value = plain.get(option.name, default[option.name])  # an older run may lack a newer option
+        if value == default[option.name] or option.only_in_file or option.name in elsewhere:
             continue
         if isinstance(value, bool):
             told.append(f"--{'' if value else 'no-'}{option.key}")

@@ -18,6 +18,7 @@ from features.progress import Progress
 from features.status import Status
 from pipeline.candidates import Candidate
 from pipeline.config import PredictConfig
+from pipeline.finetuned import is_finetuned
 from pipeline.outcome import Outcome
 from pipeline.prediction import OK, Prediction
 from pipeline.predictor import Predictor
@@ -25,6 +26,8 @@ from pipeline.predictor import Predictor
 COLUMNS = ("image", "title", "description", "date", "year", "channel")
 NOTHING_GIVEN = "nothing_given"
 CHUNK_ROWS = 64
+TUNED_CHUNK_ROWS = 1024
+"""More where every member has towers of its own, which are put on for each chunk."""
 FIRST_NUMBER = 4
 """Columns before the numbers: line, image, title and status."""
 
@@ -55,8 +58,9 @@ def predict_table(config: PredictConfig, path: Path, predictor: Predictor, progr
     header += ["percentile", "percentile_in_channel", *(f"factor_{name}" for name in predictor.run.modalities)]
     results: list[list[object]] = []
     progress.begin(f"predicting with {predictor.run.name}", len(rows), "rows")
-    for start in range(0, len(rows), CHUNK_ROWS):
-        chunk = rows[start : start + CHUNK_ROWS]
+    chunk_rows = TUNED_CHUNK_ROWS if is_finetuned(predictor.run) else CHUNK_ROWS
+    for start in range(0, len(rows), chunk_rows):
+        chunk = rows[start : start + chunk_rows]
         for row, prediction in zip(chunk, predictor.predict_each([row.candidate for row in chunk]), strict=True):
             status = _status(row, prediction)
             numbers = _numbers(prediction) if _is_scored(row, prediction) else [None] * (len(header) - FIRST_NUMBER)

@@ -67,10 +67,10 @@ class Explained:
     contributions: Float64[np.ndarray, "modality video"]
 
     @classmethod
-    def by(cls, models: Sequence[FittedModel], inputs: Inputs) -> "Explained":
-        """Ask every member, and take the mean in log views."""
+    def by(cls, models: Sequence[FittedModel], seen_by: Sequence[Inputs]) -> "Explained":
+        """Ask every member of what it sees, and take the mean in log views."""
         contributions: Float64[np.ndarray, "modality video"] = np.mean(
-            [model.contributions(inputs) for model in models], axis=0
+            [model.contributions(inputs) for model, inputs in zip(models, seen_by, strict=True)], axis=0
         )
         return cls(models[0].modalities, float(np.mean([model.baseline for model in models])), contributions)
 

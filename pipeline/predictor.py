@@ -22,10 +22,12 @@ from features.errors import CacheError, DataError, UsageError
 from features.progress import Progress, Silent
 from features.status import Status
 from features.texts import cleaned
+from heads.inputs import Inputs
 from heads.intervals import Band, Intervals
 from heads.members import FittedModel
 from heads.targets import Target
-from pipeline.candidates import UNDATED, Candidate, look_at
+from pipeline.candidates import UNDATED, Candidate, Seen, look_at
+from pipeline.finetuned import towers_of
 from pipeline.inputs import AGE, Source
 from pipeline.members import Moment, models_of
 from pipeline.prediction import OK, Explained, Prediction
@@ -120,15 +122,14 @@ class Predictor:
 
     def predict_each(self, candidates: Sequence[Candidate]) -> list[Prediction]:
         """Score candidates, in their order; a bad image is a status and no error."""
-        seen = look_at(candidates, self.sources, self._encoders, self.reference)
-        explained = Explained.by(self._members("final"), seen.inputs)
+        seen, image_status = self._seen(candidates)
+        explained = Explained.by(self._members("final"), seen["final"])
         ends = [
             list(zip(*(self._views(end) for end in band.apply(explained.log_views)), strict=True))
             for band in self._bands
         ]
-        best = Explained.by(self._members("best"), seen.inputs)
+        best = Explained.by(self._members("best"), seen["best"])
         standing = self.standing.percentiles(best.without(AGE), [one.channel_name for one in candidates])
-        statuses = seen.image_status.tolist()
         views, baseline = self._views(explained.log_views), self._views(np.array([explained.baseline]))[0]
         return [
             Prediction(
@@ -143,10 +144,23 @@ class Predictor:
                 log_views=float(explained.log_views[row]),
                 contributions=dict(zip(explained.modalities, explained.contributions[:, row].tolist(), strict=True)),
                 target=self.target.kind,
-                status=_image_status(candidate, statuses[row]),
+                status=_image_status(candidate, image_status[row]),
             )
             for row, candidate in enumerate(candidates)
         ]
+
+    def _seen(self, candidates: Sequence[Candidate]) -> tuple[dict[Moment, list[Inputs]], list[int]]:
+        """What every member sees of candidates: all the same, unless each has towers of its own; and image statuses."""
+        by_towers: dict[str, Seen] = {}
+        inputs: dict[Moment, list[Inputs]] = {"final": [], "best": []}
+        for moment, of_members in inputs.items():
+            for fold in range(self.run.n_folds):
+                towers = towers_of(self.run, fold, moment)
+                if towers not in by_towers:
+                    self._encoders.wear(towers)
+                    by_towers[towers] = look_at(candidates, self.sources, self._encoders, self.reference)
+                of_members.append(by_towers[towers].inputs)
+        return inputs, next(iter(by_towers.values())).image_status.tolist()
 
     def _members(self, moment: Moment) -> list[FittedModel]:
         if moment not in self._models:

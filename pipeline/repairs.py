@@ -8,7 +8,7 @@ from features.encoders import TINY
 from features.kinds import IMAGE, KINDS, SEPARATE, TEXT
 from features.plan import CachePlan
 from features.short_names import SHORT_NAMES
-from pipeline.config import TrainHeadsConfig, WorkConfig
+from pipeline.config import FinetuneConfig, TrainHeadsConfig, WorkConfig
 from pipeline.settings import Option, options_of, repeated_flags
 
 
@@ -22,19 +22,25 @@ def extract_command(tag: str, plan: CachePlan | None, config: WorkConfig) -> str
 
 
 def train_command(name: str, config: WorkConfig, trained_with: Any = None) -> str:
-    """`vp train-heads` for a run, with the options that it was trained with, if they are known.
+    """`vp train-heads`, or `vp finetune`, for a run, with the options that it was trained with, if they are known.
 
     >>> train_command("words", WorkConfig(), {"head": "trees", "modalities": ["words", "age"], "search": False})
     'vp train-heads --name words --modalities words,age --head trees --no-search'
+    >>> train_command("tuned", WorkConfig(), {"init": "clip", "model": ["tiny"], "lr": 0.1, "head": "linear"})
+    'vp finetune --name tuned --init clip --lr 0.1'
     """
     known = trained_with if isinstance(trained_with, Mapping) else {}
     elsewhere = {"name", *(option.name for option in options_of(WorkConfig))}
+    tuned = bool(known.get("init"))
+    elsewhere |= {"model"} if tuned else set()
     flags = []
-    for option in options_of(TrainHeadsConfig):
+    for option in options_of(FinetuneConfig if tuned else TrainHeadsConfig):
         default = list(option.default) if isinstance(option.default, tuple) else option.default
         if option.name not in elsewhere and option.name in known and known[option.name] != default:
             flags.append(_flag(option, known[option.name]))
-    return " ".join(["vp train-heads --name", shlex.quote(name), *flags]) + repeated_flags(config)
+    return " ".join(
+        [f"vp {'finetune' if tuned else 'train-heads'} --name", shlex.quote(name), *flags]
+    ) + repeated_flags(config)
 
 
 def _kinds(plan: CachePlan | None) -> str:

@@ -13,6 +13,7 @@ from features.errors import CacheError
 from features.status import Status
 from features.store import EmbeddingStore
 from pipeline.dataset import TRAIN
+from pipeline.finetuned import is_finetuned
 from pipeline.report_sources import Notices, RunFiles
 from pipeline.workspace import Workspace
 
@@ -36,6 +37,8 @@ class Cache:
 def find_caches(workspace: Workspace, files: RunFiles, notices: Notices) -> list[Cache]:
     """The caches that the run was trained on; a notice for each that is gone, changed or damaged."""
     caches = []
+    if is_finetuned(files.run):
+        notices("The encoder was tuned for each fold: embeddings and neighbours are those of the frozen one before.")
     for tag in dict.fromkeys(source.tag for source in files.sources if source.tag):
         try:
             caches.append(_cache(EmbeddingStore.open(workspace.cache(tag, TRAIN)), tag, files, notices))

@@ -44,7 +44,7 @@ def numbers_of(files: RunFiles, videos: Videos | None) -> dict[str, Any]:
     }
 
 
-OPTIONAL = ("seeds", "sweep", "near_duplicates")
+OPTIONAL = ("before_tuning", "seeds", "sweep", "near_duplicates")
 """Parts of metrics.json that only some runs have; they are shown as they are."""
 
 

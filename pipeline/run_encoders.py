@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, get_args, get_type_hints
+from typing import TYPE_CHECKING, NamedTuple, get_args, get_type_hints
 
 import numpy as np
 from jaxtyping import Bool, Float16, Float32, UInt8
@@ -26,6 +26,9 @@ from pipeline.dataset import TRAIN
 from pipeline.devices import choose_device
 from pipeline.runs import Run
 from pipeline.workspace import Workspace
+
+if TYPE_CHECKING:
+    from pipeline.tuned_towers import ChangingEncoder
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +69,12 @@ class RunEncoders:
         self._name_of = _by_tag(models, list(run.part("encoders")))
         self._found: dict[str, tuple[EncoderConfig, str]] = {}
         self._loaded: dict[tuple[str, str], Encoder] = {}
+        self._changing: dict[tuple[str, str], ChangingEncoder] = {}
+        self._towers = ""
+
+    def wear(self, towers: str) -> None:
+        """Encode with the towers that a file of the run holds from now on; an empty name means the frozen ones."""
+        self._towers = towers
 
     def images(self, tag: str, images: Sequence[Path | Status]) -> Encoded:
         """Vectors of thumbnails. Each is encoded alone, so its vector does not depend on what else is asked.
@@ -111,11 +120,26 @@ class RunEncoders:
         return self._resolved(tag)[0]
 
     def _tower(self, tag: str, kind: str) -> Encoder:
+        if self._towers:
+            return self._tuned(tag, kind)
         if (tag, kind) not in self._loaded:
             encoder, precision = self._resolved(tag)
             with _no_garbage():
                 self._loaded[tag, kind] = load_encoder(encoder, [kind], choose_device(self._device), precision)
         return self._loaded[tag, kind]
+
+    def _tuned(self, tag: str, kind: str) -> Encoder:
+        """In float32, in which it was tuned, whatever the precision of the frozen vectors was."""
+        from pipeline.tuned_towers import ChangingEncoder  # noqa: PLC0415 - torch
+
+        if (tag, kind) not in self._changing:
+            encoder, _ = self._resolved(tag)
+            with _no_garbage():
+                loaded = load_encoder(encoder, [kind], choose_device(self._device), "fp32")
+            self._changing[tag, kind] = ChangingEncoder(loaded, encoder)
+        changing = self._changing[tag, kind]
+        changing.wear(self._run, self._towers)
+        return changing.encoder
 
     def _resolved(self, tag: str) -> tuple[EncoderConfig, str]:
         """The encoder and its precision, which together are what the run knows by a digest."""

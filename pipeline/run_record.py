@@ -38,6 +38,12 @@ RECORD_SHAPE = {
     "created_utc": str,
     "files": Every(str),
 }
+TUNED_SHAPE = {
+    "finetuned_from": {"run": str, "config": dict, "frozen_modalities": [str], "precision": str},
+    "towers": [{"best": str, "final": str}],
+    "test_digest": str,
+}
+"""What a fine-tuned run says as well."""
 METRICS_SHAPE = {
     "head": str,
     "oof_msle": ERROR,
@@ -56,6 +62,9 @@ METRICS_SHAPE = {
     "age_bin_edges_years": [NUMBER],
     "seconds": Maybe(NUMBER),
     "duplicates_across_folds": Maybe(Every(Whole())),
+    "before_tuning": Maybe(
+        {"oof_msle": ERROR, "oof_msle_final": ERROR, "fold_msle": [ERROR], "fold_msle_final": [ERROR]}
+    ),
     "diagnostics": Maybe(
         {
             "linear_msle_by_split": Maybe(Every(Either(ERROR, str))),
@@ -87,7 +96,7 @@ def open_whole_run(folder: Path) -> Run:
 
 def check_record(run: Run) -> None:
     """Raise CacheError where what run.json says is of another type, or contradicts itself."""
-    shape = {name: own for name, own in RECORD_SHAPE.items() if name in run.record}
+    shape = {name: own for name, own in (RECORD_SHAPE | TUNED_SHAPE).items() if name in run.record}
     if fault := fault_in(run.record, shape) or next(_contradictions(run.record), ""):
         raise CacheError(f"{run.folder / RECORD} is damaged ({fault}): run `vp train-heads --name {run.name}` again")
 
@@ -126,6 +135,8 @@ def _contradictions(record: Mapping[str, Any]) -> Iterator[str]:
         yield f"it has {record['folds']['n']} folds and {len(files)} files"
     if record.get("seeds") == []:
         yield "it has no seeds"
+    if "finetuned_from" in record and len(record.get("towers", ())) != record.get("folds", {}).get("n"):
+        yield f"it has {len(record.get('towers', ()))} pairs of towers, which is not one for each fold"
     for name in files:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             yield f"the file {name!r} lies outside the run"

@@ -23,6 +23,7 @@ from heads.targets import Target
 from pipeline.config import SubmitConfig
 from pipeline.dataset import Dataset, read_dataset, require_test
 from pipeline.distributions import Distribution, Shift, weighted_effects
+from pipeline.finetuned import is_finetuned
 from pipeline.members import (
     Members,
     fold_members,
@@ -98,7 +99,7 @@ def _read(config: SubmitConfig, progress: Progress) -> _Ensemble:
         members = fold_members(workspace, runs[0], videos, config.checkpoint, stream=config.stream)
     else:
         members = run_members(workspace, runs, videos, config.checkpoint, config.space, stream=config.stream)
-    tell_outdated(config, (tag for run in runs for tag in run.part("encoders")), videos, progress)
+    tell_outdated(config, _tags(runs), videos, progress)
     return _Ensemble(workspace, runs, dataset, videos, members, target)
 
 
@@ -176,9 +177,14 @@ def _identity(run: Run) -> dict[str, Any]:
 
 def _caches(ensemble: _Ensemble) -> dict[str, str]:
     """A digest of the names of each cache's shards, which are named by their contents."""
-    tags = sorted({source["tag"] for run in ensemble.runs for source in run.part("sources") if source["tag"]})
-    stores = {tag: EmbeddingStore.open(ensemble.workspace.cache(tag, ensemble.videos.split)) for tag in tags}
+    split = ensemble.videos.split
+    stores = {tag: EmbeddingStore.open(ensemble.workspace.cache(tag, split)) for tag in _tags(ensemble.runs)}
     return {tag: digest([shard.file for shard in store.plan.shards]) for tag, store in stores.items()}
+
+
+def _tags(runs: Sequence[Run]) -> list[str]:
+    """The caches that runs predict from; a fine-tuned one keeps its predictions."""
+    return sorted({tag for run in runs if not is_finetuned(run) for tag in run.part("encoders")})
 
 
 def _shift(

@@ -134,7 +134,7 @@ class _Task:
         _publish_csv(aside / "oof.csv", oof.table(self.videos.ids, training.members[0].best.modalities))
         durable.publish(aside / "metrics.json", json.dumps(metrics, indent=1) + "\n")
         facts = self.facts(fitted.config) | {"seeds": training.seeds, "additive": training.members[0].final.additive}
-        durable.publish(aside / MODEL_CARD, model_card(fitted.config, facts, metrics, self.videos))
+        durable.publish(aside / MODEL_CARD, model_card(facts, metrics, self.videos))
         seal(aside, facts | {"created_utc": datetime.now(UTC).isoformat(timespec="seconds")})
 
     def _write_member(self, aside: Path, member: TrainedMember[FittedModel], *, alone: bool) -> None:

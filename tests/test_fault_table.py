@@ -9,7 +9,7 @@ import pytest
 
 HERE = Path(__file__).parent
 IDS = [
-    f"{part}{n:02d}" for part, last in {"F": 23, "I": 16, "D": 22, "C": 12, "S": 10}.items() for n in range(1, last + 1)
+    f"{part}{n:02d}" for part, last in {"F": 24, "I": 16, "D": 22, "C": 12, "S": 10}.items() for n in range(1, last + 1)
 ]
 ROW = re.compile(r"\| ([A-Z]\d\d) \| (.+?) \| (.+?) \| (.+) \|")
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from features.errors import UsageError
-from features.towers import Place, encoded_crops, padded, read_tokenizer, tokenized
+from features.towers import Place, normalised, padded, read_tokenizer, tokenized
 
 TOKENS = st.lists(st.lists(st.integers(5, 99), min_size=1, max_size=8).map(np.array), min_size=1, max_size=6)
 
@@ -43,4 +43,4 @@ def test_a_damaged_tokenizer_is_refused_by_its_path(tmp_path: Path):
 
 def test_without_preprocessing_no_picture_is_read():
     with pytest.raises(ValueError, match="reads no pictures"):
-        encoded_crops(torch.nn.Identity(), np.zeros((1, 3, 2, 2), np.uint8), None, Place.of("cpu", "fp32"))
+        normalised(torch.zeros(1, 3, 2, 2), None, Place.of("cpu", "fp32"))

@@ -57,7 +57,7 @@ def test_everything_goes_into_json():
 def test_members_are_explained_by_their_mean():
     numbers = Block(modality="image", values=np.array([[1.0], [3.0]], np.float32), present=np.array([True, False]))
     models, inputs = [member(1.0, 9.0, 2.0), member(3.0, 11.0, 1.0)], Inputs((numbers,))
-    found = Explained.by(models, inputs)
+    found = Explained.by(models, [inputs, inputs])
     assert found.baseline == pytest.approx((10.0 + 11.5) / 2)
     np.testing.assert_allclose(found.contributions, [[(2.0 + 3.0) / 2, 0.0]])
     np.testing.assert_allclose(found.log_views, np.mean([model.predict(inputs) for model in models], axis=0))

@@ -62,7 +62,7 @@ def test_a_run_as_it_was_written_is_whole(spoiled):
     rewrite(spoiled, RECORD, spoiled[RECORD])
     run = open_whole_run(RUN)
     assert run.record.keys() >= RECORD_SHAPE.keys()
-    assert read_metrics(run).keys() >= METRICS_SHAPE.keys() - {"diagnostics"}
+    assert read_metrics(run).keys() >= METRICS_SHAPE.keys() - {"diagnostics", "before_tuning"}
     assert read_oof(run).ids == [f"id-{row:03d}" for row in range(22)]
 
 

@@ -1,0 +1,146 @@
+"""How much memory and arithmetic a fine-tuning takes, from the encoder's configuration alone."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from features.encoders import EncoderConfig
+from features.errors import UsageError
+from features.hub import read_json
+from features.layers import last_blocks
+from pipeline.config import FinetuneConfig
+from pipeline.outcome import size_told
+
+LARGE_ON_A_CPU = 20_000_000
+"""Parameters above which a CPU needs days; `tiny` has under a million."""
+
+ACTIVATIONS_PER_NUMBER = 34
+"""Bytes that a block keeps for the backward pass per token and unit of its width, in 16 bits and with fused attention
+(Korthikanti et al., arXiv:2205.05198, without the attention scores)."""
+BYTES_TRAINED, BYTES_FROZEN = 20, 4
+"""Weight, gradient, two moments and moving average of a parameter in float32; or the weight alone."""
+BYTES_CAST = 2
+"""Of a weight in bf16, as the products read it."""
+CPU_FLOPS = 1e11
+"""What a few cores reach in float32, within a factor of a few."""
+
+_DEFAULTS = {
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "intermediate_size": 3072,
+    "vocab_size": 49_408,
+    "patch_size": 16,
+}
+
+
+@dataclass(frozen=True)
+class TowerSize:
+    """One tower: how many blocks of which width, how many tokens go through, and the parameters outside of blocks."""
+
+    blocks: int
+    width: int
+    inner: int
+    tokens: int
+    outside: int
+
+    @property
+    def block_parameters(self) -> int:
+        """Of one block: attention and the two layers behind it."""
+        return 4 * self.width**2 + 2 * self.width * self.inner
+
+    @property
+    def parameters(self) -> int:
+        """Of the tower, without biases and norms."""
+        return self.blocks * self.block_parameters + self.outside
+
+    def block_additions(self, rank: int) -> int:
+        """Of what `--lora` adds to one block: to four square layers and to the two behind them."""
+        return rank * (8 * self.width + 2 * (self.width + self.inner))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one fold takes on its device."""
+
+    parameters: int
+    trained: int
+    state_bytes: int
+    activation_bytes: int
+    flops: float
+
+    @property
+    def told(self) -> str:
+        """As one line."""
+        return (
+            f"{self.parameters / 1e6:.1f} M parameters, {self.trained / 1e6:.1f} M of them trained; about "
+            f"{size_told(self.state_bytes + self.activation_bytes)} of memory for each fold ("
+            f"{size_told(self.state_bytes)} weights and optimiser, {size_told(self.activation_bytes)} activations)"
+        )
+
+
+def estimate(
+    config: FinetuneConfig, encoder: EncoderConfig, kinds: Sequence[str], rows: int, precision: str = "bf16"
+) -> Estimate:
+    """Estimate a fold with `rows` training rows; in float32 activations take twice as much.
+
+    Raises
+    ------
+    UsageError
+        --unfreeze is not understood.
+    """
+    towers = {kind: tower_size(encoder, kind) for kind in kinds}
+    state, activations, trained, flops = 0, 0, 0, 0.0
+    bf16 = precision == "bf16"
+    for tower in towers.values():
+        blocks, ours = _trained(config, tower)
+        trained += ours
+        frozen = tower.parameters - (0 if config.lora else ours)
+        state += ours * BYTES_TRAINED + frozen * BYTES_FROZEN + bf16 * tower.parameters * BYTES_CAST
+        per_block = tower.tokens * tower.width
+        kept = 2 * per_block * blocks + ACTIVATIONS_PER_NUMBER * per_block
+        full = ACTIVATIONS_PER_NUMBER * per_block * blocks
+        activations += config.batch_size * (kept if config.gradient_checkpointing else full) * (1 if bf16 else 2)
+        passes = 2 * tower.blocks + 4 * blocks  # forward through all, back through those that train
+        flops += passes * tower.block_parameters * tower.tokens * rows * config.epochs
+    return Estimate(sum(tower.parameters for tower in towers.values()), trained, state, activations, flops)
+
+
+def _trained(config: FinetuneConfig, tower: TowerSize) -> tuple[int, int]:
+    """How many blocks gradients flow through, and how many parameters they train."""
+    if config.freeze_clip:
+        return 0, 0
+    blocks = tower.blocks if config.unfreeze == "all" else min(last_blocks(config.unfreeze), tower.blocks)
+    if config.lora:
+        return blocks, blocks * tower.block_additions(config.lora)
+    return blocks, tower.parameters if config.unfreeze == "all" else blocks * tower.block_parameters
+
+
+def refuse_on_cpu(config: FinetuneConfig, estimated: Estimate, folds: int) -> None:
+    """Raise UsageError where a CPU would train for days, unless that was asked for."""
+    if config.force or estimated.parameters <= LARGE_ON_A_CPU:
+        return
+    hours = estimated.flops * folds / CPU_FLOPS / 3600
+    raise UsageError(
+        f"this encoder is too large to be fine-tuned on a CPU ({estimated.told}; roughly {hours:,.0f} hours): use a "
+        "GPU (--gpus 0), --freeze-clip with a smaller encoder, or --force"
+    )
+
+
+def tower_size(encoder: EncoderConfig, kind: str) -> TowerSize:
+    """Read from config.json; what it leaves out has the defaults of transformers' base sizes."""
+    whole = read_json(encoder.folder / "config.json")
+    section = whole.get("vision_config" if kind == "image" else "text_config", whole)
+    numbers = {**_DEFAULTS, **({"hidden_size": 512, "intermediate_size": 2048} if _is_clip_text(whole, kind) else {})}
+    numbers |= {name: value for name, value in section.items() if name in numbers and isinstance(value, int)}
+    width, patch = numbers["hidden_size"], numbers["patch_size"]
+    if kind == "image":
+        height, across = encoder.preprocess.output if encoder.preprocess else (224, 224)
+        tokens = (height // patch) * (across // patch) + 1
+        outside = width * (3 * patch**2 + tokens)
+    else:
+        tokens = encoder.text.max_tokens if encoder.text else 77
+        outside = width * (numbers["vocab_size"] + tokens)
+    return TowerSize(numbers["num_hidden_layers"], width, numbers["intermediate_size"], tokens, outside)
+
+
+def _is_clip_text(whole: dict[str, object], kind: str) -> bool:
+    return kind == "text" and whole.get("model_type") == "clip"
