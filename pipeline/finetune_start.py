@@ -106,6 +106,11 @@ def _only_encoder(run: Run, sources: Sequence[Source]) -> str:
             f"fine-tuning takes a run with one encoder, however {run.name} {has}: train one with `vp train-heads "
             "--model ONE --name NAME`"
         )
+    if apart := [source.kind for source in sources if source.tag and source.kind not in (IMAGE, TEXT)]:
+        raise UsageError(
+            f"fine-tuning takes texts as --text joined extracts them, however {run.name} reads {' and '.join(apart)}: "
+            "run `vp extract` and `vp train-heads --name NAME` for one"
+        )
     if len(run.record.get("seeds") or [None]) > 1:
         raise UsageError(f"fine-tuning takes a run with one seed, however {run.name} has several: train one with one")
     return tags[0]
