@@ -26,11 +26,11 @@ from heads.fitted import Branch, FittedHeads, Head
 from heads.readers import AsIs
 from heads.targets import Standardisation, Target
 from pipeline.config import FinetuneConfig
-from pipeline.finetune_batches import Batch
-from pipeline.finetune_memory import estimate
-from pipeline.finetune_model import TunedModel
-from pipeline.finetune_towers import TrainedTowers
 from pipeline.outcome import size_told
+from pipeline.tuning.batches import Batch
+from pipeline.tuning.memory import estimate
+from pipeline.tuning.model import TunedModel
+from pipeline.tuning.towers import TrainedTowers
 
 WARM_UP_STEPS = 2
 

@@ -19,18 +19,18 @@ from heads.members import FittedModel, Training
 from pipeline.config import FinetuneConfig
 from pipeline.dataset import Dataset, read_dataset
 from pipeline.devices import BF16_CAPABILITY, choose_devices, cores, gpu
-from pipeline.finetune_begun import begin, decisive
-from pipeline.finetune_fold import MOMENTS, Context, Made, MakeMember, Trained, TrainFold
-from pipeline.finetune_loop import chosen_factor
-from pipeline.finetune_memory import estimate, refuse_on_cpu
-from pipeline.finetune_result import Result, facts_of, outcome
-from pipeline.finetune_start import Start, read_start
-from pipeline.finetune_state import records_so_far
-from pipeline.finetune_worker import FinetuneSetup
 from pipeline.inputs import gather
 from pipeline.outcome import Outcome
 from pipeline.runs import building
 from pipeline.tracking import RunLog, run_log
+from pipeline.tuning.begun import begin, decisive
+from pipeline.tuning.fold import MOMENTS, Context, Made, MakeMember, Trained, TrainFold
+from pipeline.tuning.loop import chosen_factor
+from pipeline.tuning.memory import estimate, refuse_on_cpu
+from pipeline.tuning.result import Result, facts_of, outcome
+from pipeline.tuning.start import Start, read_start
+from pipeline.tuning.state import records_so_far
+from pipeline.tuning.worker import FinetuneSetup
 from pipeline.workspace import Workspace
 
 PATIENCE_SECONDS = 1800.0

@@ -14,13 +14,13 @@ from heads.inputs import JOINT, Inputs
 from heads.members import FittedModel
 from heads.metrics import msle
 from heads.targets import Target
-from pipeline.finetuned import stored_predictions
 from pipeline.inputs import Source
 from pipeline.memory import submission_streams
 from pipeline.oof import NotComparableError, SavedOutOfFold, other_folds, read_oof, side_by_side
 from pipeline.run_record import read_metrics
 from pipeline.runs import Run
 from pipeline.stream import read_inputs
+from pipeline.tuning.finetuned import stored_predictions
 from pipeline.workspace import Workspace
 
 Moment = Literal["best", "final"]

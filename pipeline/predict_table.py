@@ -18,10 +18,10 @@ from features.progress import Progress
 from features.status import Status
 from pipeline.candidates import Candidate
 from pipeline.config import PredictConfig
-from pipeline.finetuned import is_finetuned
 from pipeline.outcome import Outcome
 from pipeline.prediction import OK, Prediction
 from pipeline.predictor import Predictor
+from pipeline.tuning.finetuned import is_finetuned
 
 COLUMNS = ("image", "title", "description", "date", "year", "channel")
 NOTHING_GIVEN = "nothing_given"

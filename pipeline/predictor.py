@@ -27,7 +27,6 @@ from heads.intervals import Band, Intervals
 from heads.members import FittedModel
 from heads.targets import Target
 from pipeline.candidates import UNDATED, Candidate, Seen, look_at
-from pipeline.finetuned import towers_of
 from pipeline.inputs import AGE, Source
 from pipeline.members import Moment, models_of
 from pipeline.prediction import OK, Explained, Prediction
@@ -35,6 +34,7 @@ from pipeline.run_encoders import RunEncoders
 from pipeline.run_record import open_whole_run, read_metrics
 from pipeline.runs import Run, only_run
 from pipeline.standing import Standing
+from pipeline.tuning.finetuned import towers_of
 from pipeline.workspace import Workspace
 
 LEVELS = (0.5, 0.9)

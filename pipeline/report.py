@@ -12,13 +12,13 @@ from heads.targets import Target
 from pipeline.config import ReportConfig
 from pipeline.outcome import Outcome, table
 from pipeline.outputs import check_companion, check_output
-from pipeline.report_caches import find_caches
-from pipeline.report_cases import extremes
-from pipeline.report_numbers import numbers_of
-from pipeline.report_page import page
-from pipeline.report_pictures import pictures_of
-from pipeline.report_sources import Notices, find_videos, read_run_files
-from pipeline.report_words import NBSP, Words
+from pipeline.reporting.caches import find_caches
+from pipeline.reporting.cases import extremes
+from pipeline.reporting.numbers import numbers_of
+from pipeline.reporting.page import page
+from pipeline.reporting.pictures import pictures_of
+from pipeline.reporting.sources import Notices, find_videos, read_run_files
+from pipeline.reporting.words import NBSP, Words
 from pipeline.run_record import open_whole_run
 from pipeline.runs import Run, only_run, open_run
 from pipeline.workspace import Workspace

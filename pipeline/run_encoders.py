@@ -28,7 +28,7 @@ from pipeline.runs import Run
 from pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
-    from pipeline.tuned_towers import ChangingEncoder
+    from pipeline.tuning.tuned_towers import ChangingEncoder
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +130,7 @@ class RunEncoders:
 
     def _tuned(self, tag: str, kind: str) -> Encoder:
         """In float32, in which it was tuned, whatever the precision of the frozen vectors was."""
-        from pipeline.tuned_towers import ChangingEncoder  # noqa: PLC0415 - torch
+        from pipeline.tuning.tuned_towers import ChangingEncoder  # noqa: PLC0415 - torch
 
         if (tag, kind) not in self._changing:
             encoder, _ = self._resolved(tag)

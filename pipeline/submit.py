@@ -23,7 +23,6 @@ from heads.targets import Target
 from pipeline.config import SubmitConfig
 from pipeline.dataset import Dataset, read_dataset, require_test
 from pipeline.distributions import Distribution, Shift, weighted_effects
-from pipeline.finetuned import is_finetuned
 from pipeline.members import (
     Members,
     fold_members,
@@ -40,6 +39,7 @@ from pipeline.run_record import open_whole_run
 from pipeline.runs import Run, only_run
 from pipeline.sample import submission_shape
 from pipeline.settings import to_plain
+from pipeline.tuning.finetuned import is_finetuned
 from pipeline.workspace import Workspace
 
 PACKAGES = ("vp", "numpy", "scipy", "scikit-learn", "safetensors")

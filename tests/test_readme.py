@@ -35,7 +35,7 @@ def test_the_tree_names_just_the_files_that_are_there():
     tree = README.partition("## The source")[2].split("```")[1]
     for floor in FLOORS:
         block = re.search(rf"^{floor}/.*?(?=^\S|\Z)", tree, re.MULTILINE | re.DOTALL).group()
-        files = {path.name for path in (ROOT / floor).glob("*.py")} - {"__init__.py"}
+        files = {path.name for path in (ROOT / floor).rglob("*.py")} - {"__init__.py"}
         assert set(re.findall(r"\w+\.py", block)) == files
 
 

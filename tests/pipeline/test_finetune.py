@@ -16,11 +16,11 @@ import pytest
 
 import cli
 from pipeline import finetune as stage_module
-from pipeline import finetune_begun
 from pipeline.runs import open_run
+from pipeline.tuning import begun
 from tests.command_line import copy_to_work_in, last_json, vp
-from tests.pipeline.finetune_world import EPOCHS, FLAGS, finetuned, make_frozen, make_tuned
-from tests.pipeline.spawned_finetune import DiesOnce
+from tests.pipeline.tuning.spawned import DiesOnce
+from tests.pipeline.tuning.world import EPOCHS, FLAGS, finetuned, make_frozen, make_tuned
 
 NAME = "clip_multimodal_finetuned"
 AGAIN = ("--init", "clip_multimodal", "--name", "again")
@@ -80,8 +80,8 @@ def test_predicting_wears_the_towers_of_each_fold(job, moment):
     from pipeline.candidates import Candidate
     from pipeline.config import FinetuneConfig
     from pipeline.dataset import read_dataset
-    from pipeline.finetuned import stored_predictions
     from pipeline.predictor import Predictor
+    from pipeline.tuning.finetuned import stored_predictions
 
     videos = read_dataset(FinetuneConfig(), Silent()).test
     predictor = Predictor.open(run=NAME, device="cpu")
@@ -190,7 +190,7 @@ def test_a_fold_whose_worker_dies_is_handed_out_again(job, monkeypatch):
 
 
 def test_a_killed_command_goes_on_at_its_last_epoch_with_as_many_threads(job, monkeypatch):
-    script = "from pipeline import finetune_begun; finetune_begun.own_threads = lambda: 1; from cli import app; app()"
+    script = "from pipeline.tuning import begun; begun.own_threads = lambda: 1; from cli import app; app()"
     command = [sys.executable, "-c", script, "finetune", *AGAIN, *map(str, FLAGS)]
     environment = os.environ | {"PYTHONPATH": str(cli.__file__).removesuffix("cli.py")}
     state = Path("work/runs/.again.tuning/fold0/state.json")
@@ -204,7 +204,7 @@ def test_a_killed_command_goes_on_at_its_last_epoch_with_as_many_threads(job, mo
     refused = vp("finetune", *AGAIN, *FLAGS, "--seed", 7)
     assert refused.exit_code == 2
     assert "seed: 7 here, 42 there" in refused.output
-    monkeypatch.setattr(finetune_begun, "own_threads", lambda: 2)
+    monkeypatch.setattr(begun, "own_threads", lambda: 2)
     result = vp("finetune", *AGAIN, *FLAGS)
     assert result.exit_code == 0, result.output
     assert "going on with the unfinished again" in result.output

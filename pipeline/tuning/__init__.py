@@ -1,0 +1,1 @@
+"""What `vp finetune` is made of: towers and heads of each fold, trained together."""

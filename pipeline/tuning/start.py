@@ -1,0 +1,181 @@
+"""What a fine-tuning starts from: a run with one encoder and additive heads, and the same videos, folds and weights."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float64
+
+from features.encoders import TINY, EncoderConfig, resolve_encoder
+from features.errors import CacheError, DataError, UsageError
+from features.kinds import IMAGE, TEXT
+from features.plan import MANIFEST, CachePlan, differences, digest, read_plan
+from features.short_names import SHORT_NAMES
+from features.videos import VideoTable
+from heads.fitted import FittedHeads
+from heads.folds import FoldPlan
+from heads.targets import Target
+from pipeline.config import FinetuneConfig
+from pipeline.inputs import CHANNEL, FROM_TABLE, WORDS, Source
+from pipeline.oof import SavedOutOfFold, read_oof
+from pipeline.run_record import open_whole_run
+from pipeline.runs import Run, read_run, run_names
+from pipeline.tuning.finetuned import is_finetuned
+from pipeline.workspace import Workspace
+
+START_WITHIN = {"fp32": 0.01, "fp16": 0.1, "bf16": 0.1, "int8": 0.5}
+"""By how much, in z, the untrained model may differ from its run, by the precision of either's vectors."""
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """A run that may be fine-tuned, its encoder and folds, and the heads of every fold.
+
+    They are those of `final`, which no validation row has chosen; `expected` is what they predict out of fold, in log
+    views.
+    """
+
+    run: Run
+    sources: Sequence[Source]
+    encoder: EncoderConfig
+    cached_precision: str
+    plan: FoldPlan
+    heads: Mapping[int, FittedHeads]
+    log_views: Float64[np.ndarray, " video"]
+    expected: Float64[np.ndarray, " video"]
+
+    @property
+    def kind_of(self) -> dict[str, str]:
+        """Modality that the encoder makes -> kind of vector."""
+        return {source.modality: source.kind for source in self.sources if source.tag}
+
+    @property
+    def from_table(self) -> list[Source]:
+        """Modalities that the table gives."""
+        return [source for source in self.sources if source.kind in FROM_TABLE]
+
+    @property
+    def frozen(self) -> list[str]:
+        """Modalities whose heads stay as they are."""
+        return [source.modality for source in self.sources if source.kind in (CHANNEL, WORDS)]
+
+
+def read_start(config: FinetuneConfig, workspace: Workspace, videos: VideoTable) -> Start:
+    """Read the run, and refuse what cannot be continued.
+
+    Raises
+    ------
+    UsageError
+        The run has no encoder or several, heads that are not additive or of several seeds, or is fine-tuned already.
+    CacheError
+        Videos, views, folds or the encoder's weights are not those of the run.
+    DataError, UnfitDataError
+        There are no views to learn from.
+    """
+    run = open_whole_run(workspace.run(config.init or _only_start(workspace)))
+    sources = [Source(**source) for source in run.part("sources")]
+    tag = _only_encoder(run, sources)
+    heads = {fold: _additive(run, fold) for fold in range(run.n_folds)}
+    saved = read_oof(run)
+    plan = _plan(run, saved, videos)
+    if videos.views is None:
+        raise DataError(f"{videos.path} has no column of views to learn from")
+    log_views = Target(run.part("target")).to_log(videos.views.astype(np.float64))
+    _check_views(saved, log_views)
+    encoder, cached_precision = _encoder(config, workspace, run, tag, videos.split)
+    return Start(run, sources, encoder, cached_precision, plan, heads, log_views, saved.final)
+
+
+def _only_start(workspace: Workspace) -> str:
+    names = [name for name in run_names(workspace.runs) if not is_finetuned(read_run(workspace.run(name)))]
+    if not names:
+        raise CacheError(f"no run in {workspace.runs} to start from: run `vp train-heads` first")
+    if len(names) > 1:
+        raise UsageError(f"several runs in {workspace.runs}: choose with --init, one of {', '.join(names)}")
+    return names[0]
+
+
+def _only_encoder(run: Run, sources: Sequence[Source]) -> str:
+    if is_finetuned(run):
+        raise UsageError(
+            f"run {run.name} is fine-tuned already: start from {run.part('finetuned_from')['run']}, with more --epochs"
+        )
+    tags = sorted({source.tag for source in sources if source.tag})
+    if len(tags) != 1:
+        has = f"has {len(tags)} ({', '.join(tags)})" if tags else "has none"
+        raise UsageError(
+            f"fine-tuning takes a run with one encoder, however {run.name} {has}: train one with `vp train-heads "
+            "--model ONE --name NAME`"
+        )
+    if apart := [source.kind for source in sources if source.tag and source.kind not in (IMAGE, TEXT)]:
+        raise UsageError(
+            f"fine-tuning takes texts as --text joined extracts them, however {run.name} reads {' and '.join(apart)}: "
+            "run `vp extract` and `vp train-heads --name NAME` for one"
+        )
+    if len(run.record.get("seeds") or [None]) > 1:
+        raise UsageError(f"fine-tuning takes a run with one seed, however {run.name} has several: train one with one")
+    return tags[0]
+
+
+def _additive(run: Run, fold: int) -> FittedHeads:
+    heads = run.checkpoint(fold, "final").heads
+    if not isinstance(heads, FittedHeads) or not getattr(heads, "additive", True):
+        raise UsageError(
+            f"fine-tuning takes an additive head, through which gradients flow; run {run.name} has another "
+            f"({run.part('config').get('head')}): train with --head linear, hybrid or mlp"
+        )
+    return heads
+
+
+def _plan(run: Run, saved: SavedOutOfFold, videos: VideoTable) -> FoldPlan:
+    told = run.part("folds")
+    again = f"run `vp train-heads --name {run.name}` again"
+    if saved.ids != videos.ids:
+        raise CacheError(
+            f"run {run.name} was trained on {len(saved.ids)} videos that are not the {len(videos)} of {videos.path}: "
+            f"{again}"
+        )
+    plan = FoldPlan(
+        fold_of=saved.fold_of, split=told["split"], seed=told.get("seed"), expanding=bool(told.get("expanding"))
+    )
+    if plan.digest(videos.ids) != told["digest"]:
+        raise CacheError(f"the folds of run {run.name} are not those that its run.json names: {again}")
+    return plan
+
+
+def _check_views(saved: SavedOutOfFold, log_views: Float64[np.ndarray, " video"]) -> None:
+    if not np.allclose(saved.log_views, log_views, rtol=0, atol=1e-6):
+        raise CacheError(
+            f"the views in the dataset are not those that run {saved.run} was trained on: run `vp train-heads --name "
+            f"{saved.run}` again"
+        )
+
+
+def _encoder(config: FinetuneConfig, workspace: Workspace, run: Run, tag: str, split: str) -> tuple[EncoderConfig, str]:
+    """The run's encoder, its files compared with what made the run's vectors; and the precision of those."""
+    plan = read_plan(workspace.cache(tag, split) / MANIFEST)
+    name = config.model or _name(run, tag, plan)
+    revision = None if config.model or plan is None else plan.environment.get("revision") or None
+    encoder = resolve_encoder(name, workspace.models, allow_bin_weights=True, expected_revision=revision)
+    made_by = run.part("encoders")[tag]
+    for precision in START_WITHIN:
+        semantic = {**encoder.semantic(), "precision": precision, "stored_as": "float16"}
+        if digest(semantic) == made_by:
+            return encoder, precision
+    told = ""
+    if plan and plan.encoder == made_by:
+        told = ": " + "; ".join(differences(semantic | {"precision": plan.semantic["precision"]}, plan.semantic))
+    raise CacheError(
+        f"run {run.name} was trained on vectors of encoder {tag} {made_by[:12]}, which the files of {name} are "
+        f"not{told}; "
+        "give the right ones with --model, or run `vp extract` and `vp train-heads` again"
+    )
+
+
+def _name(run: Run, tag: str, plan: CachePlan | None) -> str:
+    """What `--model` would be; of a local folder only the last part is stored."""
+    source = str(plan.environment.get("source", "")) if plan else tag.replace("--", "/", 1)
+    name = tag if tag in SHORT_NAMES or tag == TINY else source
+    if name != TINY and name not in SHORT_NAMES and "/" not in name:
+        raise UsageError(f"the encoder of run {run.name} was the local folder {name}: say where with --model FOLDER")
+    return name
