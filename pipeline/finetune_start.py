@@ -8,6 +8,7 @@ from jaxtyping import Float64
 
 from features.encoders import TINY, EncoderConfig, resolve_encoder
 from features.errors import CacheError, DataError, UsageError
+from features.kinds import IMAGE, TEXT
 from features.plan import MANIFEST, CachePlan, differences, digest, read_plan
 from features.short_names import SHORT_NAMES
 from features.videos import VideoTable
