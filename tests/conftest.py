@@ -15,9 +15,9 @@ from features.lock import WHOLE
 from features.preprocess import ImagePreprocess, cut_thumbnail
 from features.progress import Silent
 from features.shard_worker import ShardSetup
-from features.supervise import Done, Told
 from features.texts import joined
 from features.videos import VideoTable, read_videos
+from tests.workers_here import SupervisorHere, workers_here
 
 PREPROCESS = ImagePreprocess(
     mode="shortest",
@@ -98,32 +98,23 @@ class World:
         return make_cache(folder or self.folder, table, recipe, workers, progress or Silent(), part=part)
 
 
-class WorkersHere:
-    """One worker that is no process: what it does can be counted, and what it raises arrives."""
+class WorkersHere(SupervisorHere):
+    """One worker that is no process, with an encoder of its own: what it does can be counted."""
 
     def __init__(self, encoder: FakeEncoder | None, batch_size: int, cut=None) -> None:
-        def load(_kind, _device):
+        def load(_tower, _device):
             assert encoder is not None, "the encoder was loaded although nothing is missing"
             return encoder
 
         cut = cut or partial(cut_thumbnail, preprocess=PREPROCESS)
-        self._setup = ShardSetup(load_encoder=load, cut=cut, read_prompt=joined, batch_size=batch_size)
+        super().__init__(ShardSetup(load_encoder=load, cut=cut, read_prompt=joined, batch_size=batch_size), ["here"])
 
-    def run(self, shared, jobs):
-        worker = self._setup("here")
-        try:
-            worker.share(shared)
-            for job in jobs:
-                worker.announce(job)
-                told = []
-                result = worker.work(job, told.append).result()
-                yield from [Told("here", job, units) for units in told]
-                yield Done("here", job, result)
-        finally:
-            worker.close()
 
-    def retry(self, lost, jobs, strikes):
-        raise AssertionError("nothing is lost here")
+@pytest.fixture
+def in_this_process():
+    """Extractions start no processes."""
+    with workers_here():
+        yield
 
 
 @pytest.fixture

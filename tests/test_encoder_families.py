@@ -8,6 +8,8 @@ import pytest
 from pipeline.drawn_dataset import draw_dataset
 from tests.command_line import vp
 
+pytestmark = pytest.mark.usefixtures("in_this_process")
+
 
 @pytest.fixture
 def places(tmp_path: Path) -> list[str]:

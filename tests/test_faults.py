@@ -358,7 +358,7 @@ for line in sys.stdin:
 """
 
 
-@pytest.mark.parametrize("name", ["train-heads again", "submit again"])
+@pytest.mark.parametrize("name", [pytest.param("train-heads again", marks=SLOW), "submit again"])
 def test_a_process_that_is_really_gone_leaves_what_the_next_one_needs(finished, tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     job = Job(COMMANDS[name], finished, tmp_path / "job")

@@ -30,6 +30,7 @@ from pipeline.drawn_dataset import draw_dataset
 from pipeline.members import given_weights
 from pipeline.runs import open_run
 from tests.command_line import copy_to_work_in, last_json, vp
+from tests.workers_here import workers_here
 
 RUN = Path("work/runs/clip_multimodal")
 SMALL = ("--epochs", "2", "--hidden-dim", "8", "--batch-size", "8", "--quiet")
@@ -308,7 +309,12 @@ def _living_in_session(session):
 
 @pytest.mark.parametrize(
     ("number", "code"),
-    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143), (signal.SIGKILL, -signal.SIGKILL)],
+    [
+        (signal.SIGINT, 130),
+        (signal.SIGTERM, 143),
+        pytest.param(signal.SIGHUP, 143, marks=pytest.mark.slow),
+        (signal.SIGKILL, -signal.SIGKILL),
+    ],
 )
 def test_an_extraction_that_is_stopped_goes_on_to_the_undisturbed_cache(job, number, code):
     undisturbed = sorted(path.name for path in Path("work").rglob("*.h5"))
@@ -324,7 +330,8 @@ def test_an_extraction_that_is_stopped_goes_on_to_the_undisturbed_cache(job, num
     while (left := list(_living_in_session(process.pid))) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not left
-    assert vp("extract", "--model", "tiny").exit_code == 0
+    with workers_here():
+        assert vp("extract", "--model", "tiny").exit_code == 0
     assert sorted(path.name for path in Path("work").rglob("*.h5")) == undisturbed
 
 
@@ -445,6 +452,7 @@ def test_a_mistake_is_one_message_and_its_exit_code(job, arguments, code, said):
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_too_many_bad_rows_fail_after_everything_is_kept(job):
     for path in list(Path("dataset/train_val").iterdir())[:4]:
         path.unlink()
@@ -495,6 +503,7 @@ def test_a_constant_target_is_refused_with_the_reason(job):
     assert (result.exit_code, "constant" in result.stderr) == (3, True)
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_dataset_without_thumbnails_and_dates_trains_on_what_it_has(job):
     shutil.rmtree("dataset/train_val")
     shutil.rmtree("dataset/test")
@@ -504,6 +513,7 @@ def test_a_dataset_without_thumbnails_and_dates_trains_on_what_it_has(job):
     assert list(last_json(vp("train-heads", *QUICK, "--json"))["weights"]) == ["text", "age"]
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_titles_and_descriptions_can_have_vectors_of_their_own(job):
     """The thumbnails' vectors serve both ways, and a run reads new videos as it read those it was trained on."""
     shutil.rmtree("work/embeddings")

@@ -258,7 +258,12 @@ def test_any_sequence_of_kills_ends_in_the_undisturbed_cache(cache_world, fake_e
 
 
 @pytest.mark.parametrize(
-    "failure", [Crash(), OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EIO, "I/O")]
+    "failure",
+    [
+        Crash(),
+        pytest.param(OSError(errno.ENOSPC, "No space left on device"), marks=pytest.mark.slow),
+        pytest.param(OSError(errno.EIO, "I/O"), marks=pytest.mark.slow),
+    ],
 )
 def test_stopping_before_any_step_on_the_disk_loses_nothing(cache_world, fake_encoder, tmp_path, monkeypatch, failure):
     make(cache_world, fake_encoder(), rows_per_shard=16)

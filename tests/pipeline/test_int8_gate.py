@@ -34,6 +34,7 @@ def test_int8_is_measured_told_and_kept_in_the_manifest(places: list[str], tmp_p
         assert set(json.loads(written["environment"]["int8_agreement"])) == {"image", "text"}
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_cache_in_int8_is_measured_once_and_gone_on_with(places: list[str], tmp_path: Path, monkeypatch):
     extract("--precision", "int8", *places)
     first = manifest(tmp_path, "train_val")
@@ -53,6 +54,7 @@ def test_an_encoder_that_8_bits_change_too_much_is_refused_before_anything_is_wr
     assert not (tmp_path / "work" / "embeddings").exists()
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_int8_and_fp32_are_never_mixed_in_one_cache(places: list[str]):
     extract("--precision", "int8", *places)
     refused = extract("--precision", "fp32", *places)

@@ -17,6 +17,7 @@ import cli
 from pipeline.drawn_dataset import draw_dataset
 from pipeline.predict import Predictor
 from tests.command_line import copy_to_work_in, vp
+from tests.workers_here import workers_here
 
 README = (Path(cli.__file__).parent / "README.md").read_text(encoding="utf-8")
 CAKE, PHONE = "How I made a giant cake challenge", "A look at the old phone update"
@@ -28,7 +29,8 @@ def trained(tmp_path_factory):
     root = tmp_path_factory.mktemp("predict")
     with contextlib.chdir(root):
         draw_dataset(root / "dataset", n_train=60, n_test=8)
-        assert vp("extract", "--model", "tiny", "--quiet").exit_code == 0
+        with workers_here():
+            assert vp("extract", "--model", "tiny", "--quiet").exit_code == 0
         assert vp("train-heads", "--head", "linear", "--no-diagnostics", "--quiet").exit_code == 0
         which = ("--head", "linear", "--modalities", "words,age,channel", "--name", "words")
         assert vp("train-heads", *which, "--no-diagnostics", "--quiet").exit_code == 0

@@ -5,13 +5,13 @@ from html.parser import HTMLParser
 from importlib.resources import files as resources
 
 import pytest
-from tests.pipeline.reporting.world import ReportWorld, Told
 
 from pipeline.reporting.cases import extremes
 from pipeline.reporting.numbers import numbers_of
 from pipeline.reporting.page import colours, page
 from pipeline.reporting.sources import Notices, find_videos
 from pipeline.reporting.svg import SERIES
+from tests.pipeline.reporting.world import ReportWorld, Told
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)> \x1b[31m\u202e\"' onload=x {{ 7 * 7 }} &lt;b&gt;"
 
@@ -167,7 +167,7 @@ def test_a_target_that_is_no_count_has_no_factors(tmp_path):
 
 
 def test_templates_travel_with_the_package():
-    names = {entry.name for entry in resources("pipeline").joinpath("templates").iterdir()}
+    names = {entry.name for entry in resources("pipeline.reporting").joinpath("templates").iterdir()}
     assert {"report.html.j2", "report.css"} <= names
 
 
@@ -182,7 +182,7 @@ def test_colours_differ_and_stay_with_their_modality():
 def test_every_series_and_variable_of_the_charts_is_in_the_style_sheet():
     from pipeline.reporting.svg import _VARIABLES
 
-    css = resources("pipeline").joinpath("templates", "report.css").read_text(encoding="utf-8")
+    css = resources("pipeline.reporting").joinpath("templates", "report.css").read_text(encoding="utf-8")
     light, _, dark = css.partition("prefers-color-scheme: dark")
     for variable in _VARIABLES.values():
         assert f"{variable}:" in light

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from tests.pipeline.tuning.world import make_frozen, prepared
 
 from pipeline.tuning.start import START_WITHIN
 from tests.command_line import copy_to_work_in, vp
+from tests.pipeline.tuning.world import make_frozen, prepared
 
 
 @pytest.fixture(scope="module")

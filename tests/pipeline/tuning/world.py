@@ -19,6 +19,7 @@ from pipeline.tuning.towers import TrainedTowers
 from pipeline.tuning.worker import FinetuneSetup
 from pipeline.workspace import Workspace
 from tests.command_line import vp
+from tests.workers_here import workers_here
 
 EPOCHS = 2
 OPTIONS = {"epochs": EPOCHS, "lr": 3e-4, "head_lr": 1e-3, "batch_size": 8, "device": "cpu"}
@@ -30,9 +31,13 @@ def make_frozen(root):
     draw_dataset(root / "dataset", n_train=48, n_test=6)
     places = ("--data", root / "dataset", "--work", root / "work", "--quiet")
     heads = ("--no-diagnostics", "--epochs", 2, "--hidden-dim", 16, "--modalities", "image,text,age,channel")
-    for command in (("extract", "--model", "tiny", "--precision", "fp32", "--device", "cpu"), ("train-heads", *heads)):
-        result = vp(*command, *places)
-        assert result.exit_code == 0, result.output
+    with workers_here():
+        for command in (
+            ("extract", "--model", "tiny", "--precision", "fp32", "--device", "cpu"),
+            ("train-heads", *heads),
+        ):
+            result = vp(*command, *places)
+            assert result.exit_code == 0, result.output
     return root
 
 
