@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from tests.pipeline.reporting.world import ReportWorld
 
 from pipeline.drawn_dataset import draw_dataset
 from pipeline.runs import open_run
 from tests.command_line import vp
+from tests.pipeline.reporting.world import ReportWorld
 
 KINDS = ("linear", "hybrid", "mlp", "trees")
 SMALL = ("--epochs", "2", "--hidden-dim", "8", "--batch-size", "16", "--quiet")

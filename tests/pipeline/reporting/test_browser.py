@@ -5,10 +5,10 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from tests.pipeline.reporting.world import ReportWorld, Told
 
 from pipeline.config import ReportConfig
 from pipeline.report import report
+from tests.pipeline.reporting.world import ReportWorld, Told
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 

@@ -3,11 +3,11 @@
 from functools import partial
 
 import pytest
-from tests.pipeline.reporting.world import N_VIDEOS, ReportWorld, Told
 
 from features.status import Status
 from pipeline.reporting.caches import find_caches
 from pipeline.reporting.sources import Notices
+from tests.pipeline.reporting.world import N_VIDEOS, ReportWorld, Told
 
 
 @pytest.fixture

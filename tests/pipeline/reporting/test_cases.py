@@ -5,11 +5,11 @@ from functools import partial
 
 import numpy as np
 import pytest
-from tests.pipeline.reporting.world import BASELINE, ReportWorld, Told
 
 from pipeline.reporting.caches import find_caches
 from pipeline.reporting.cases import extremes, misjudged
 from pipeline.reporting.sources import Notices, find_videos
+from tests.pipeline.reporting.world import BASELINE, ReportWorld, Told
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import re
 
 import numpy as np
 import pytest
-from tests.pipeline.reporting.world import ReportWorld, Told
 
 from heads.targets import Target
 from pipeline.reporting.charts import NAMES, charts, spread
@@ -13,6 +12,7 @@ from pipeline.reporting.numbers import numbers_of
 from pipeline.reporting.page import colours
 from pipeline.reporting.sources import Notices, find_videos
 from pipeline.reporting.words import Words
+from tests.pipeline.reporting.world import ReportWorld, Told
 
 
 def drawn_of(world):

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from tests.pipeline.reporting.world import ReportWorld, Told, out_of_fold
 
 from pipeline.oof import SavedOutOfFold
 from pipeline.reporting.groups import age_effect, age_effect_of, errors_by, errors_of_groups, scored
 from pipeline.reporting.sources import Notices, find_videos
+from tests.pipeline.reporting.world import ReportWorld, Told, out_of_fold
 
 
 @pytest.fixture

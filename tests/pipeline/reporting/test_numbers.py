@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.pipeline.reporting.world import N_VIDEOS, ReportWorld, Told, out_of_fold
 
 from pipeline.oof import SavedOutOfFold
 from pipeline.reporting.numbers import numbers_of, reliability
 from pipeline.reporting.sources import Notices, Videos, find_videos
+from tests.pipeline.reporting.world import N_VIDEOS, ReportWorld, Told, out_of_fold
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ from io import BytesIO
 import numpy as np
 import pytest
 from PIL import Image
-from tests.pipeline.reporting.world import ReportWorld, Told
 
 from pipeline.reporting.pictures import LARGE_PX, SMALL_PX, data_uri, pictures_of
 from pipeline.reporting.sources import Notices, find_videos
+from tests.pipeline.reporting.world import ReportWorld, Told
 
 
 @pytest.fixture

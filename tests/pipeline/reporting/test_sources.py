@@ -4,11 +4,11 @@ import csv
 
 import numpy as np
 import pytest
-from tests.pipeline.reporting.world import N_VIDEOS, ReportWorld, Told
 
 from features.config import DatasetConfig
 from features.errors import CacheError
 from pipeline.reporting.sources import Notices, find_videos
+from tests.pipeline.reporting.world import N_VIDEOS, ReportWorld, Told
 
 
 @pytest.fixture

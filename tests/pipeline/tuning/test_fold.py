@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.pipeline.tuning.world import fold_of, make_frozen, prepared, worker_of
 
 from features.errors import CacheError, UsageError
 from pipeline.inputs import Source, gather
@@ -18,6 +17,7 @@ from pipeline.tuning.state import FoldState
 from pipeline.tuning.tuned_towers import towers_name
 from pipeline.workspace import Workspace
 from tests.command_line import copy_to_work_in
+from tests.pipeline.tuning.world import fold_of, make_frozen, prepared, worker_of
 
 NAME = "clip_multimodal_finetuned"
 
