@@ -117,6 +117,7 @@ def vp(options: argparse.Namespace, data: Path, threads: int) -> float:
         command += ["--model", str(options.model.resolve()), "--batch-size", str(options.batch)]
         command += ["--device", options.device, "--precision", options.precision]
         command += ["--num-workers", str(threads)] if threads else []
+        command += ["--modalities", "text"] if options.texts else []
         result = subprocess.run(command, capture_output=True, text=True, check=True)
         return float(json.loads(result.stdout.splitlines()[-1])["rows_per_second"])
 

@@ -173,8 +173,11 @@ class Supervisor(Generic[Job, Result]):
         return None
 
     def _may_try(self, ticket: _Ticket[Job], slot: "_Slot[Job]") -> bool:
-        """Not again where it died, unless it has died everywhere."""
-        return slot not in ticket.deaths or all(each in ticket.deaths for each in self._slots if not each.is_retired)
+        """Not again where it died, unless it has died everywhere; a long job does not wait for others to end either."""
+        elsewhere = [other for other in self._slots if not other.is_retired and other not in ticket.deaths]
+        if slot not in ticket.deaths or not elsewhere:
+            return True
+        return self._jobs_each == 1 and not any(other.has_room(1) for other in elsewhere)
 
     def _give(self, slot: "_Slot[Job]", ticket: _Ticket[Job]) -> None:
         slot.start()

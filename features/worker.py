@@ -100,7 +100,7 @@ def run_worker(connection: Connection, log: Connection, setup: Callable[[str], W
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the supervisor as well, which ends its workers
     outbox = _Outbox(connection)
     arrived: queue.SimpleQueue[Message] = queue.SimpleQueue()
-    _start_thread(_listen, connection, arrived)
+    _start_thread(_listen, connection, arrived, outbox)
     try:
         worker = setup(device)
         announced: queue.SimpleQueue[HandOut | None] = queue.SimpleQueue()
@@ -138,12 +138,14 @@ def _start_thread(run: Callable[..., None], *arguments: Any) -> None:
     threading.Thread(target=run, args=arguments, name=run.__name__, daemon=True).start()
 
 
-def _listen(connection: Connection, arrived: "queue.SimpleQueue[Message]") -> None:
+def _listen(connection: Connection, arrived: "queue.SimpleQueue[Message]", outbox: _Outbox) -> None:
     while True:
         try:
             arrived.put(connection.recv())
         except (EOFError, OSError):
             os._exit(1)  # nobody wants the results any more, and whatever else runs here must not outlive that
+        except Exception as error:  # noqa: BLE001 - a message that cannot be unpickled: the supervisor must hear of it
+            outbox.die_of(error)
 
 
 def _announce(

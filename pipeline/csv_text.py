@@ -5,6 +5,11 @@ readers take for the end of a row. Told to end them with `\r\n`, it quotes both;
 """
 
 import io
+from pathlib import Path
+
+import pandas as pd
+
+from features import durable
 
 CRLF = "\r\n"
 
@@ -22,3 +27,10 @@ class CsvText(io.StringIO):
     def write(self, row: str, /) -> int:
         """Keep one row."""
         return super().write(row.removesuffix(CRLF) + "\n" if row.endswith(CRLF) else row)
+
+
+def publish_table(path: Path, frame: pd.DataFrame) -> None:
+    """Publish a table as CSV, without its index."""
+    text = CsvText()
+    frame.to_csv(text, index=False, lineterminator=CRLF)
+    durable.publish(path, text.getvalue())

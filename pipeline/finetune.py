@@ -24,6 +24,7 @@ from pipeline.outcome import Outcome
 from pipeline.runs import building
 from pipeline.tracking import RunLog, run_log
 from pipeline.tuning.begun import begin, decisive
+from pipeline.tuning.finetuned import table_digest
 from pipeline.tuning.fold import MOMENTS, Context, Made, MakeMember, Trained, TrainFold
 from pipeline.tuning.loop import chosen_factor
 from pipeline.tuning.memory import estimate, refuse_on_cpu
@@ -97,7 +98,8 @@ class Stage:
     def run(self, aside: Path, begun: float) -> dict[str, Any]:
         """Train, choose, make the members, and write the run; returns its metrics."""
         name, precision = self.context.name, self.context.precision
-        threads = begin(self.tuning, name, decisive(self.config, self.start.run, precision), self.progress)
+        decided = decisive(self.config, self.start.run, precision, table_digest(self.dataset.train))
+        threads = begin(self.tuning, name, decided, self.progress)
         with (
             run_log(
                 aside / "metrics.jsonl",
@@ -116,7 +118,7 @@ class Stage:
             ) as workers,
         ):
             trained = self._train(workers, log)
-            factors = _factors(trained)
+            factors = _factors(trained, expanding=self.start.plan.expanding)
             result = Result(
                 name=name,
                 config=self.config,
@@ -203,10 +205,13 @@ def _context(
     )
 
 
-def _factors(trained: Mapping[int, Trained]) -> dict[int, dict[str, float]]:
+def _factors(trained: Mapping[int, Trained], *, expanding: bool) -> dict[int, dict[str, float]]:
     """How far each fold goes from the frozen weights, at each moment."""
     errors = {fold: result.errors for fold, result in trained.items()}
-    return {fold: {moment: chosen_factor(errors, fold, moment) for moment in MOMENTS} for fold in sorted(errors)}
+    return {
+        fold: {moment: chosen_factor(errors, fold, moment, expanding=expanding) for moment in MOMENTS}
+        for fold in sorted(errors)
+    }
 
 
 def _precision(devices: list[str]) -> str:

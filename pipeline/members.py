@@ -51,7 +51,7 @@ def models_of(run: Run, moment: Moment) -> dict[str, FittedModel]:
         if other := set(model.modalities) - {*run.modalities, JOINT}:
             raise CacheError(
                 f"{name} of run {run.name} reads {', '.join(sorted(other))}, which the run does not: "
-                f"run `vp train-heads --name {run.name}` again"
+                f"run `{run.command}` again"
             )
     return models
 

@@ -76,7 +76,7 @@ def read_oof(run: Run) -> SavedOutOfFold:
             names, *rows = csv.reader(file)  # and not pandas, which takes longer to import than most of these to read
         return _table(run, names, rows)
     except (OSError, ValueError, OverflowError, csv.Error) as error:
-        raise CacheError(f"{path} is damaged ({error}): run `vp train-heads --name {run.name}` again") from error
+        raise CacheError(f"{path} is damaged ({error}): run `{run.command}` again") from error
 
 
 def _table(run: Run, names: Sequence[str], rows: Sequence[Sequence[str]]) -> SavedOutOfFold:

@@ -48,6 +48,7 @@ METRICS_SHAPE = {
     "head": str,
     "oof_msle": ERROR,
     "oof_msle_constant": ERROR,
+    "oof_msle_final": ERROR,
     "fold_msle": [ERROR],
     "fold_msle_final": [ERROR],
     "weights": Every(NUMBER),
@@ -98,7 +99,7 @@ def check_record(run: Run) -> None:
     """Raise CacheError where what run.json says is of another type, or contradicts itself."""
     shape = {name: own for name, own in (RECORD_SHAPE | TUNED_SHAPE).items() if name in run.record}
     if fault := fault_in(run.record, shape) or next(_contradictions(run.record), ""):
-        raise CacheError(f"{run.folder / RECORD} is damaged ({fault}): run `vp train-heads --name {run.name}` again")
+        raise CacheError(f"{run.folder / RECORD} is damaged ({fault}): run `{run.command}` again")
 
 
 def read_metrics(run: Run, *names: str) -> dict[str, Any]:
@@ -121,7 +122,7 @@ def read_metrics(run: Run, *names: str) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         fault = str(error)
     if fault:
-        raise CacheError(f"{path} is damaged ({fault}): run `vp train-heads --name {run.name}` again")
+        raise CacheError(f"{path} is damaged ({fault}): run `{run.command}` again")
     return dict(metrics)
 
 

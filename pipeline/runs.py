@@ -55,6 +55,11 @@ class Run:
         return list(self.part("modalities"))
 
     @property
+    def command(self) -> str:
+        """What makes the run again, as far as its record tells."""
+        return f"vp {'finetune' if 'finetuned_from' in self.record else 'train-heads'} --name {self.name}"
+
+    @property
     def checkpoint_digests(self) -> dict[str, str]:
         """SHA-256 (hex) of each member's file."""
         files = self.part("files")
@@ -99,7 +104,7 @@ class Run:
         found = _sha256(path) if path.is_file() else None
         if expected is None or found != expected:
             what = "is missing" if found is None else "is not the file that the run was saved with"
-            raise CacheError(f"{path} {what}: run `vp train-heads --name {self.name}` again")
+            raise CacheError(f"{path} {what}: run `{self.command}` again")
         return path
 
 
@@ -182,6 +187,8 @@ def building(folder: Path) -> Iterator[Path]:
 
 def seal(aside: Path, record: Mapping[str, Any]) -> None:
     """Write run.json, last, with the digest of every other file of the run."""
+    for folder in (aside, *(path for path in aside.rglob("*") if path.is_dir())):
+        durable.remove_leftovers(folder)  # of workers that died while they wrote
     files = {path.relative_to(aside).as_posix(): _sha256(path) for path in sorted(aside.rglob("*")) if path.is_file()}
     document = {"format": FORMAT, "schema": SCHEMA, **record, "files": files}
     durable.publish(aside / RECORD, json.dumps(document, indent=1, ensure_ascii=False) + "\n")

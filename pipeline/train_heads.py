@@ -25,7 +25,7 @@ from heads.members import FittedModel, TrainedMember, Training
 from heads.targets import Target
 from pipeline.checkpoint import Checkpoint, write_checkpoint
 from pipeline.config import TrainHeadsConfig
-from pipeline.csv_text import CRLF, CsvText
+from pipeline.csv_text import publish_table
 from pipeline.dataset import Dataset, read_dataset
 from pipeline.diagnostics import diagnose, told
 from pipeline.fitting import Fitted, told_sweep, train, tried
@@ -129,9 +129,9 @@ class _Task:
         training = fitted.training
         for member in training.members:
             self._write_member(aside, member, alone=len(training.seeds) == 1)
-        _publish_csv(aside / "folds.csv", pd.DataFrame({"id": self.videos.ids, "fold": self.plan.fold_of}))
-        _publish_csv(aside / "fold_info.csv", fold_info(training, metrics))
-        _publish_csv(aside / "oof.csv", oof.table(self.videos.ids, training.members[0].best.modalities))
+        publish_table(aside / "folds.csv", pd.DataFrame({"id": self.videos.ids, "fold": self.plan.fold_of}))
+        publish_table(aside / "fold_info.csv", fold_info(training, metrics))
+        publish_table(aside / "oof.csv", oof.table(self.videos.ids, training.members[0].best.modalities))
         durable.publish(aside / "metrics.json", json.dumps(metrics, indent=1) + "\n")
         facts = self.facts(fitted.config) | {"seeds": training.seeds, "additive": training.members[0].final.additive}
         durable.publish(aside / MODEL_CARD, model_card(facts, metrics, self.videos))
@@ -219,12 +219,6 @@ def _tell_absent(inputs: Inputs, progress: Progress) -> None:
             progress.note(
                 f"{block.modality}: absent for {count} of {inputs.n_videos} videos, counted as its mean there"
             )
-
-
-def _publish_csv(path: Path, frame: pd.DataFrame) -> None:
-    text = CsvText()
-    frame.to_csv(text, index=False, lineterminator=CRLF)
-    durable.publish(path, text.getvalue())
 
 
 def _log_results(log: RunLog, training: Training[FittedModel], metrics: Mapping[str, Any]) -> None:

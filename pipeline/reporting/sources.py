@@ -87,7 +87,7 @@ def read_run_files(run: Run) -> RunFiles:
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CacheError(
-            f"{run.folder} is damaged ({type(error).__name__}: {error}): run `vp train-heads --name {run.name}` again"
+            f"{run.folder} is damaged ({type(error).__name__}: {error}): run `{run.command}` again"
         ) from error
 
 

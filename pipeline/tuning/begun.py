@@ -65,8 +65,9 @@ def own_threads() -> int:
     return torch.get_num_threads()
 
 
-def decisive(config: FinetuneConfig, run: Run, precision: str) -> dict[str, Any]:
-    """Everything that decides where a fine-tuning of `run` ends."""
+def decisive(config: FinetuneConfig, run: Run, precision: str, videos: str) -> dict[str, Any]:
+    """Everything that decides where a fine-tuning of `run` ends, but thumbnails; `videos` is a digest of the table."""
     options = {key: value for key, value in to_plain(config).items() if key not in BESIDE_THE_POINT}
     files = {file: digest for file, digest in run.part("files").items() if file.endswith("_final.safetensors")}
-    return {**options, "run": run.name, "precision": precision, "folds": run.part("folds")["digest"], **files}
+    facts = {"run": run.name, "precision": precision, "folds": run.part("folds")["digest"], "videos": videos}
+    return {**options, **facts, **files}

@@ -38,6 +38,8 @@ class FoldTraining:
             state = self._begun()
             state.write(self._task.folder)
         else:
+            if not state.errors:
+                self._check_start(self._validate(self.start))  # thumbnails may have changed since
             self._steps.resume(state)
             self._tell(state.epoch * len(self._task.train_rows))
         while not self._is_done(state):
@@ -61,7 +63,16 @@ class FoldTraining:
 
     def _begun(self) -> FoldState:
         zeros = {name: torch.zeros_like(value) for name, value in self.start.items()}
-        state = FoldState(0, 0, self.start, self.start, zeros, zeros, self.start, 0)
+        state = FoldState(
+            epoch=0,
+            steps=0,
+            values=self.start,
+            average=self.start,
+            first=zeros,
+            second=zeros,
+            best=self.start,
+            best_epoch=0,
+        )
         z = self._validate(self.start)
         self._check_start(z)
         state.records.append(self._record(state, z))
@@ -140,12 +151,16 @@ class FoldTraining:
         )
 
 
-def chosen_factor(errors: Mapping[int, Mapping[str, list[float]]], fold: int, moment: str) -> float:
+def chosen_factor(
+    errors: Mapping[int, Mapping[str, list[float]]], fold: int, moment: str, *, expanding: bool = False
+) -> float:
     """The factor with the least squared error on all folds but this one; the nearest to frozen of equals.
+
+    In an expanding plan only earlier folds are known; the first has none, and stays frozen.
 
     >>> errors = {fold: {"best": [4.0, 1.0, 2.0, 9.0, 9.0, 9.0]} for fold in (1, 2)}
     >>> chosen_factor({0: {"best": [0.0] * 6}, **errors}, 0, "best")
     0.2
     """
-    others = [by_moment[moment] for other, by_moment in errors.items() if other != fold]
-    return FACTORS[int(np.sum(others, axis=0).argmin())]
+    others = [own[moment] for other, own in errors.items() if (other < fold if expanding else other != fold)]
+    return FACTORS[int(np.sum(others, axis=0).argmin())]  # of nothing the sum is 0, and its place the first

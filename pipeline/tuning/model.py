@@ -70,11 +70,14 @@ class TunedModel:
 
     def vectors(self, batch: Batch, augment: torch.Generator | None = None) -> dict[str, Float[torch.Tensor, "row _"]]:
         """Vectors of a batch by kind; training pictures are cropped at random."""
-        vectors = {}
+        vectors: dict[str, Float[torch.Tensor, "row _"]] = {}
+        crops = None
+        if batch.pixels is not None:
+            pixels = batch.pixels.to(self.device, non_blocking=True)
+            # Not under autocast: in bf16 crops would be looked up half a pixel off.
+            crops = pixels if augment is None else random_crops(pixels, augment)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):
-            if batch.pixels is not None:
-                pixels = batch.pixels.to(self.device, non_blocking=True)
-                crops = pixels if augment is None else random_crops(pixels, augment)
+            if crops is not None:
                 vectors["image"] = self._towers.encoder.image_vectors(crops)
             if batch.tokens is not None:
                 vectors["text"] = self._towers.encoder.text_vectors(batch.tokens, batch.pad_to)

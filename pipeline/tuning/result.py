@@ -16,6 +16,7 @@ from heads.members import FittedModel, TrainedMember, Training
 from heads.metrics import msle
 from pipeline.checkpoint import Checkpoint, write_checkpoint
 from pipeline.config import FinetuneConfig
+from pipeline.csv_text import publish_table
 from pipeline.dataset import Dataset
 from pipeline.model_card import FILE as MODEL_CARD
 from pipeline.model_card import model_card
@@ -26,7 +27,7 @@ from pipeline.scores import OutOfFold, distribution, fold_info, metrics_of
 from pipeline.settings import repeated_flags, to_plain
 from pipeline.tuning.finetuned import TEST_PREDICTIONS, predictions_table, table_digest
 from pipeline.tuning.fold import MOMENTS, Made, Trained
-from pipeline.tuning.start import Start
+from pipeline.tuning.start import SCORES, Start
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -75,10 +76,10 @@ class Result:
     def metrics(self, training: Training[FittedModel], oof: OutOfFold) -> dict[str, Any]:
         """Every number of the run, and what the frozen run had."""
         run = self.start.run
-        before, reference = read_metrics(run), np.datetime64(run.part("reference_date"))
+        before, reference = read_metrics(run, *SCORES), np.datetime64(run.part("reference_date"))
         metrics = {"run": self.name, "head": run.part("config").get("head"), "rows": len(oof.log_views)}
         metrics |= metrics_of(training, oof, run.modalities, self.dataset.train.ages_years(reference))
-        frozen = {key: before[key] for key in ("oof_msle", "oof_msle_final", "fold_msle", "fold_msle_final")}
+        frozen = {key: before[key] for key in SCORES}
         return metrics | {"before_tuning": frozen, "duplicates_across_folds": before.get("duplicates_across_folds", {})}
 
     def write(self, aside: Path, training: Training[FittedModel], oof: OutOfFold, metrics: Mapping[str, Any]) -> None:
@@ -91,16 +92,16 @@ class Result:
                 )
                 write_checkpoint(checkpoint_path(aside, name, member.fold, moment), checkpoint)
         ids, plan = self.dataset.train.ids, self.start.plan
-        _publish_csv(aside / "folds.csv", pd.DataFrame({"id": ids, "fold": plan.fold_of}))
-        _publish_csv(aside / "fold_info.csv", fold_info(training, metrics))
-        _publish_csv(aside / "oof.csv", oof.table(ids, run.modalities))
+        publish_table(aside / "folds.csv", pd.DataFrame({"id": ids, "fold": plan.fold_of}))
+        publish_table(aside / "fold_info.csv", fold_info(training, metrics))
+        publish_table(aside / "oof.csv", oof.table(ids, run.modalities))
         facts = facts_of(self.name, self.config, self.start, self.precision) | {
             "created_utc": datetime.now(UTC).isoformat(timespec="seconds")
         }
         facts["towers"] = [{m: self.made[fold][m].towers for m in MOMENTS} for fold in sorted(self.made)]
         if (test := self.dataset.test) is not None:
             folds = [_columns(self.made[fold], run.modalities) for fold in sorted(self.made)]
-            _publish_csv(aside / TEST_PREDICTIONS, predictions_table(test.ids, folds))
+            publish_table(aside / TEST_PREDICTIONS, predictions_table(test.ids, folds))
             facts["test_digest"] = table_digest(test)
         durable.publish(aside / "metrics.json", json.dumps(metrics, indent=1) + "\n")
         durable.publish(aside / MODEL_CARD, model_card(facts, metrics, self.dataset.train))
@@ -161,7 +162,3 @@ def _columns(made: Made, modalities: list[str]) -> dict[str, np.ndarray]:
     named = [f"contribution_{modality}" for modality in modalities]
     columns = {f"log_pred_{moment}": predicted.log_views for moment, predicted in test.items()}
     return columns | dict(zip(named, test["best"].contributions, strict=True))
-
-
-def _publish_csv(path: Path, frame: pd.DataFrame) -> None:
-    durable.publish(path, frame.to_csv(index=False, lineterminator="\n"))

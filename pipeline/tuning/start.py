@@ -18,10 +18,13 @@ from heads.targets import Target
 from pipeline.config import FinetuneConfig
 from pipeline.inputs import CHANNEL, FROM_TABLE, WORDS, Source
 from pipeline.oof import SavedOutOfFold, read_oof
-from pipeline.run_record import open_whole_run
+from pipeline.run_record import open_whole_run, read_metrics
 from pipeline.runs import Run, read_run, run_names
 from pipeline.tuning.finetuned import is_finetuned
 from pipeline.workspace import Workspace
+
+SCORES = ("oof_msle", "oof_msle_final", "fold_msle", "fold_msle_final")
+"""What a fine-tuned run is held against, of the run that it started from."""
 
 START_WITHIN = {"fp32": 0.01, "fp16": 0.1, "bf16": 0.1, "int8": 0.5}
 """By how much, in z, the untrained model may differ from its run, by the precision of either's vectors."""
@@ -76,6 +79,7 @@ def read_start(config: FinetuneConfig, workspace: Workspace, videos: VideoTable)
     sources = [Source(**source) for source in run.part("sources")]
     tag = _only_encoder(run, sources)
     heads = {fold: _additive(run, fold) for fold in range(run.n_folds)}
+    read_metrics(run, *SCORES)  # what the result is held against must not turn out damaged after hours
     saved = read_oof(run)
     plan = _plan(run, saved, videos)
     if videos.views is None:

@@ -44,6 +44,7 @@ class FoldState:
 
     def write(self, folder: Path) -> None:
         """Publish everything."""
+        durable.remove_leftovers(folder)
         files: dict[str, str] = {}
         published = (_facts(folder) or {"files": {}})["files"]
         for name in ("values", "average", "first", "second", "best"):

@@ -25,6 +25,8 @@ class FinetuneSetup:
         """Set up the process that this is called in."""
         if device == "cpu":
             torch.set_num_threads(self.compute_threads)
+        else:
+            torch.cuda.set_device(device)  # autocast asks the current GPU what it can do
         return FinetuneWorker(device)
 
 

@@ -59,8 +59,8 @@ class _Clerk:
         tell(1)
         if self.bad:
             misbehave(self.setup.at_work)
-        if what == "slow":
-            time.sleep(0.05)
+        if what in ("slow", "long"):
+            time.sleep(0.05 if what == "slow" else 8.0)
         elif what and what != "die when announced":
             self.happen(what, number, times)
         tell(1)

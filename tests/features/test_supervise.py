@@ -207,6 +207,16 @@ def test_a_job_that_killed_its_worker_is_tried_on_another_device_next(office):
     assert {results[3][2], died_on} == {"a", "b"}
 
 
+def test_a_long_job_whose_worker_died_does_not_wait_until_others_end(tmp_path):
+    """With one job for each device, as in a fine-tuning, the device that is free tries it again."""
+    order = []
+    jobs = [(0, "long", 1), (1, "kill", 1)]
+    with Supervisor(Clerk(tmp_path), ["a", "b"], patience_seconds=60.0, warn=order.append, jobs_each=1) as workers:
+        order += [event.job[0] for event in workers.run(0, iter(jobs)) if isinstance(event, Done)]
+    assert [type(step) for step in order] == [str, int, int]
+    assert order[1:] == [1, 0]
+
+
 def test_a_worker_that_is_stopped_does_not_keep_the_others_from_their_work(office):
     """It does not read what it is sent, and the pipe to it is full."""
     jobs = [(number, "freeze" if number == 0 else "", 1, bytes(1 << 20)) for number in range(12)]

@@ -1,5 +1,6 @@
 """A run is there whole or not at all, whenever a process dies; what was changed since is never used."""
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import pipeline
+from features import durable
 from features.errors import CacheError, LockedError, UsageError
 from features.lock import writer_lock
 from pipeline.runs import abandoned, building, only_run, open_run, read_run, run_names, seal
@@ -218,6 +220,18 @@ def test_the_seal_holds_the_digest_of_every_file(tmp_path):
     assert open_run(tmp_path / "run").record == record
 
 
+def test_what_a_dead_worker_was_writing_is_no_part_of_the_run(tmp_path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    with building(tmp_path / "run") as aside:
+        (aside / "checkpoints").mkdir()
+        (aside / "checkpoints" / "whole").write_text("x")
+        (aside / "checkpoints" / f".tmp-{durable._HOST}-{ended.pid}-{'0' * 32}").write_text("half")
+        seal(aside, {})
+    assert list(open_run(tmp_path / "run").record["files"]) == ["checkpoints/whole"]
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["whole"]
+
+
 def test_a_file_that_changed_was_lost_or_was_added_is_refused_by_name(tmp_path):
     make(tmp_path / "run", "{}", ["metrics"])
     run = open_run(tmp_path / "run")
@@ -228,6 +242,9 @@ def test_a_file_that_changed_was_lost_or_was_added_is_refused_by_name(tmp_path):
     (run.folder / "metrics").unlink()
     with pytest.raises(CacheError, match=r"metrics is missing: run `vp train-heads --name run` again"):
         run.read_json("metrics")
+    tuned = dataclasses.replace(run, record={**run.record, "finetuned_from": {}})
+    with pytest.raises(CacheError, match=r"metrics is missing: run `vp finetune --name run` again"):
+        tuned.verified("metrics")
     with pytest.raises(CacheError, match="planted is missing"):
         run.read_json("planted")
     (run.folder / "planted").write_text("{}")

@@ -19,7 +19,7 @@ def folder(tmp_path):
 
 def begun(folder, parts=PARTS, precision="fp32", **options):
     run = Run(folder.with_name("a"), parts)
-    return begin(folder, "tuned", decisive(FinetuneConfig(**options), run, precision), Silent())
+    return begin(folder, "tuned", decisive(FinetuneConfig(**options), run, precision, "videos"), Silent())
 
 
 def test_the_threads_of_the_beginning_are_those_of_the_end(folder, monkeypatch):

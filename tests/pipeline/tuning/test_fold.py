@@ -240,6 +240,21 @@ def test_thumbnails_that_have_changed_are_noticed(job):
         worker_of(prepared())(TrainFold(0))
 
 
+def test_thumbnails_that_changed_while_a_training_was_stopped_are_noticed_too(job):
+    stage = prepared()
+
+    def stop(_units):
+        if (stage.tuning / "fold0" / "state.json").exists():
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        worker_of(stage, stop)(TrainFold(0))
+    for path in Path("dataset/train_val").iterdir():
+        shutil.copy("dataset/train_val.csv", path)
+    with pytest.raises(CacheError, match="must predict what its run predicted"):
+        worker_of(stage)(TrainFold(0))
+
+
 def test_rows_to_learn_from_are_read_as_the_run_read_them(job):
     """The channel's mean of a training row is that of other rows; validation rows see all training rows."""
     stage = prepared()

@@ -14,6 +14,12 @@ def test_the_factor_is_chosen_by_the_other_folds():
     assert [chosen_factor(errors, fold, "best") for fold in range(3)] == [0.2, 0.4, 0.2]
 
 
+def test_under_an_expanding_plan_only_earlier_folds_choose():
+    errors = {0: {"best": [5.0, 1.0, 5.0, 5.0, 5.0, 9.0]}, 1: {"best": [5.0, 5.0, 1.0, 5.0, 5.0, 9.0]}}
+    errors[2] = {"best": [9.0] * 5 + [0.0]}
+    assert [chosen_factor(errors, fold, "best", expanding=True) for fold in range(3)] == [0.0, 0.2, 0.2]
+
+
 @given(st.lists(ERRORS, min_size=3, max_size=3), ERRORS)
 def test_a_fold_has_no_say_in_its_own_factor(errors, others):
     plain = {fold: {"best": own} for fold, own in enumerate(errors)}
