@@ -21,11 +21,11 @@ from pipeline.dataset import Dataset, read_dataset
 from pipeline.devices import BF16_CAPABILITY, choose_devices, cores, gpu
 from pipeline.inputs import gather
 from pipeline.outcome import Outcome
-from pipeline.runs import building
+from pipeline.runs import MOMENTS, building
 from pipeline.tracking import RunLog, run_log
 from pipeline.tuning.begun import begin, decisive
 from pipeline.tuning.finetuned import table_digest
-from pipeline.tuning.fold import MOMENTS, Context, Made, MakeMember, Trained, TrainFold
+from pipeline.tuning.fold import Context, Made, MakeMember, Trained, TrainFold
 from pipeline.tuning.loop import chosen_factor
 from pipeline.tuning.memory import estimate, refuse_on_cpu
 from pipeline.tuning.result import Result, facts_of, outcome

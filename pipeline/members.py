@@ -18,12 +18,11 @@ from pipeline.inputs import Source
 from pipeline.memory import submission_streams
 from pipeline.oof import NotComparableError, SavedOutOfFold, other_folds, read_oof, side_by_side
 from pipeline.run_record import read_metrics
-from pipeline.runs import Run
+from pipeline.runs import Moment, Run
 from pipeline.stream import read_inputs
 from pipeline.tuning.finetuned import stored_predictions
 from pipeline.workspace import Workspace
 
-Moment = Literal["best", "final"]
 Space = Literal["log", "views"]
 
 WEIGHTS_SUM_TO_ONE_WITHIN = 1e-3

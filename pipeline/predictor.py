@@ -28,11 +28,11 @@ from heads.members import FittedModel
 from heads.targets import Target
 from pipeline.candidates import UNDATED, Candidate, Seen, look_at
 from pipeline.inputs import AGE, Source
-from pipeline.members import Moment, models_of
+from pipeline.members import models_of
 from pipeline.prediction import OK, Explained, Prediction
 from pipeline.run_encoders import RunEncoders
 from pipeline.run_record import open_whole_run, read_metrics
-from pipeline.runs import Run, only_run
+from pipeline.runs import Moment, Run, only_run
 from pipeline.standing import Standing
 from pipeline.tuning.finetuned import towers_of
 from pipeline.workspace import Workspace

@@ -19,11 +19,10 @@ from pipeline.config import VerifyConfig
 from pipeline.repairs import extract_command, train_command
 from pipeline.run_record import check_record
 from pipeline.run_state import run_state
-from pipeline.runs import Run, read_run
+from pipeline.runs import MOMENTS, Run, read_run
 from pipeline.workspace import Workspace
 
 SCORE_WITHIN = 1e-6
-MOMENTS = ("best", "final")
 
 _CHUNK_BYTES = 1 << 20
 

@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from features import durable
 from features.errors import CacheError, UsageError
@@ -23,6 +23,10 @@ from pipeline.checkpoint import Checkpoint, read_checkpoint
 FORMAT = "vp-run"
 SCHEMA = 1
 RECORD = "run.json"
+
+Moment = Literal["best", "final"]
+MOMENTS: tuple[Moment, ...] = ("best", "final")
+"""When a member was kept: at its epoch of lowest validation error, and after its last."""
 
 _BUILDING, _REPLACED = ".building", ".replaced"
 

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from io import BytesIO
-from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -13,11 +12,9 @@ from jaxtyping import Float64
 
 from features.errors import CacheError
 from features.videos import VideoTable
-from pipeline.runs import Run
+from pipeline.runs import Moment, Run
 
 TEST_PREDICTIONS = "test_predictions.csv"
-
-Moment = Literal["best", "final"]
 
 
 def is_finetuned(run: Run) -> bool:

@@ -28,8 +28,6 @@ from pipeline.tuning.steps import FoldTask
 from pipeline.tuning.towers import TrainedTowers, Values, mixed
 from pipeline.tuning.tuned_towers import changed_towers, towers_name, write_towers
 
-MOMENTS = ("best", "final")
-
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Context:

@@ -22,11 +22,11 @@ from pipeline.model_card import FILE as MODEL_CARD
 from pipeline.model_card import model_card
 from pipeline.outcome import Outcome, table
 from pipeline.run_record import read_metrics
-from pipeline.runs import checkpoint_path, seal
+from pipeline.runs import MOMENTS, checkpoint_path, seal
 from pipeline.scores import OutOfFold, distribution, fold_info, metrics_of
 from pipeline.settings import repeated_flags, to_plain
 from pipeline.tuning.finetuned import TEST_PREDICTIONS, predictions_table, table_digest
-from pipeline.tuning.fold import MOMENTS, Made, Trained
+from pipeline.tuning.fold import Made, Trained
 from pipeline.tuning.start import SCORES, Start
 
 

@@ -7,7 +7,7 @@ import pytest
 from features.status import Status
 from pipeline.reporting.caches import find_caches
 from pipeline.reporting.sources import Notices
-from tests.pipeline.reporting.world import N_VIDEOS, ReportWorld, Told
+from tests.pipeline.reporting.world import N_VIDEOS, ReportWorld
 
 
 @pytest.fixture
@@ -19,11 +19,6 @@ def world(tmp_path, cache_world, fake_encoder):
     world.embed(partial(cache_world.make, fake_encoder()))
     world.write_run()
     return world
-
-
-@pytest.fixture
-def told():
-    return Told()
 
 
 def look(world, told):

@@ -3,7 +3,6 @@
 import re
 
 import numpy as np
-import pytest
 
 from heads.targets import Target
 from pipeline.reporting.charts import NAMES, charts, spread
@@ -20,14 +19,6 @@ def drawn_of(world):
     videos = find_videos(world.config, files, Notices(Told()))
     numbers = numbers_of(files, videos) | {"colours": colours(world.modalities)}
     return charts(numbers, Words(files.target)), numbers
-
-
-@pytest.fixture
-def world(tmp_path):
-    world = ReportWorld(tmp_path)
-    world.write_dataset()
-    world.write_run()
-    return world
 
 
 def test_a_full_run_has_every_chart(world):

@@ -10,14 +10,6 @@ from tests.pipeline.reporting.world import ReportWorld, Told, out_of_fold
 
 
 @pytest.fixture
-def world(tmp_path):
-    world = ReportWorld(tmp_path)
-    world.write_dataset()
-    world.write_run()
-    return world
-
-
-@pytest.fixture
 def groups(world):
     files = world.files()
     videos = find_videos(world.config, files, Notices(Told()))

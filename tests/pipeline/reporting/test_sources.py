@@ -8,20 +8,7 @@ import pytest
 from features.config import DatasetConfig
 from features.errors import CacheError
 from pipeline.reporting.sources import Notices, find_videos
-from tests.pipeline.reporting.world import N_VIDEOS, ReportWorld, Told
-
-
-@pytest.fixture
-def world(tmp_path):
-    world = ReportWorld(tmp_path)
-    world.write_dataset()
-    world.write_run()
-    return world
-
-
-@pytest.fixture
-def told():
-    return Told()
+from tests.pipeline.reporting.world import N_VIDEOS, ReportWorld
 
 
 def look(world, told):
