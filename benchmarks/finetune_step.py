@@ -27,7 +27,7 @@ from heads.readers import AsIs
 from heads.targets import Standardisation, Target
 from pipeline.config import FinetuneConfig
 from pipeline.outcome import size_told
-from pipeline.tuning.batches import Batch
+from pipeline.tuning.batches import Batch, Texts
 from pipeline.tuning.memory import estimate
 from pipeline.tuning.model import TunedModel
 from pipeline.tuning.towers import TrainedTowers
@@ -103,13 +103,13 @@ def linear_heads(encoder: EncoderConfig, kinds: Sequence[str]) -> FittedHeads:
 
 def drawn_batch(encoder: EncoderConfig, kinds: Sequence[str], rows: int) -> Batch:
     rng = np.random.default_rng(0)
-    pixels, tokens, length = None, None, 0
+    pixels, texts = None, {}
     if encoder.preprocess is not None:
         pixels = torch.from_numpy(rng.integers(0, 256, (rows, 3, *encoder.preprocess.output), dtype=np.uint8))
     if encoder.text is not None:
         length = encoder.text.max_tokens
-        tokens = [rng.integers(1, 200, length) for _ in range(rows)]
-    return Batch(np.arange(rows), pixels, tokens, length, {kind: np.ones(rows, bool) for kind in kinds})
+        texts["text"] = Texts([rng.integers(1, 200, length) for _ in range(rows)], length)
+    return Batch(np.arange(rows), pixels, texts, {kind: np.ones(rows, bool) for kind in kinds})
 
 
 def peak_bytes(device: str) -> int:

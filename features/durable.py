@@ -193,7 +193,7 @@ def storage_error(path: Path, error: OSError, *, needed_bytes: int = 0) -> Stora
     room = ""
     if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
         needed = f"{needed_bytes:,} bytes needed, " if needed_bytes else ""
-        room = f" ({needed}{_free_bytes(path):,} free)"
+        room = f" ({needed}{free_bytes(path):,} free)"
     reason = error.strerror or type(error).__name__
     return StorageError(
         f"cannot write {path}: {reason}{room}. Everything finished before is kept: "
@@ -263,6 +263,7 @@ def _repeated(call: Callable[Given, Got], *given: Given.args, **named: Given.kwa
             continue
 
 
-def _free_bytes(path: Path) -> int:
+def free_bytes(path: Path) -> int:
+    """What the disk of a path, which need not be there yet, has left."""
     folder = next(parent for parent in path.absolute().parents if parent.is_dir())
     return shutil.disk_usage(folder).free

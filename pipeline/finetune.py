@@ -20,7 +20,7 @@ from pipeline.config import FinetuneConfig
 from pipeline.dataset import Dataset, read_dataset
 from pipeline.devices import BF16_CAPABILITY, choose_devices, cores, gpu
 from pipeline.inputs import gather
-from pipeline.outcome import Outcome
+from pipeline.outcome import Outcome, size_told
 from pipeline.runs import MOMENTS, building
 from pipeline.tracking import RunLog, run_log
 from pipeline.tuning.begun import begin, decisive
@@ -30,15 +30,13 @@ from pipeline.tuning.loop import chosen_factor
 from pipeline.tuning.memory import estimate, refuse_on_cpu
 from pipeline.tuning.result import Result, facts_of, outcome
 from pipeline.tuning.start import Start, read_start
-from pipeline.tuning.state import records_so_far
+from pipeline.tuning.unfinished import fold_folder, records_so_far, tuning_folder
 from pipeline.tuning.worker import FinetuneSetup
 from pipeline.workspace import Workspace
 
 PATIENCE_SECONDS = 1800.0
 """A worker says a word after every batch; loading an encoder from a slow disk is the longest that it is silent."""
 MAX_FEED_THREADS = 16
-
-TUNING = ".tuning"
 
 
 def finetune(config: FinetuneConfig, progress: Progress) -> Outcome:
@@ -81,7 +79,7 @@ class Stage:
             raise UsageError(f"--name {name} is the run that this starts from: choose another")
         if config.lora:
             require_peft()
-        _tell_memory(config, start, devices, progress)
+        _tell_needs(config, workspace, start, devices, progress)
         context = _context(config, workspace, dataset, start, name=name, devices=devices)
         return cls(config, workspace, dataset, start, context, devices, progress)
 
@@ -151,7 +149,7 @@ class Stage:
                 records = event.result.records
             else:
                 self.progress.advance(event.units, device=event.device)
-                records = records_so_far(self.tuning / f"fold{fold}") if event.units == 0 else []
+                records = records_so_far(fold_folder(self.tuning, fold)) if event.units == 0 else []
             for record in records[logged[fold] :]:
                 log.epoch(record)
                 logged[fold] += 1
@@ -201,7 +199,7 @@ def _context(
         precision=_precision(devices),
         cached_precision=start.cached_precision,
         feed_threads=config.num_workers or feed_threads,
-        folder=workspace.run(name).with_name(f".{name}{TUNING}"),
+        folder=tuning_folder(workspace.run(name)),
     )
 
 
@@ -220,13 +218,20 @@ def _precision(devices: list[str]) -> str:
     return "bf16" if gpus and all(gpu(device).capability >= BF16_CAPABILITY for device in gpus) else "fp32"
 
 
-def _tell_memory(config: FinetuneConfig, start: Start, devices: list[str], progress: Progress) -> None:
-    kinds = list(dict.fromkeys(start.kind_of.values()))
-    rows = max(len(start.plan.train_rows(fold)) for fold in range(start.plan.n_folds))
+def _tell_needs(
+    config: FinetuneConfig, workspace: Workspace, start: Start, devices: list[str], progress: Progress
+) -> None:
+    kinds, folds = list(dict.fromkeys(start.kind_of.values())), start.plan.n_folds
+    rows = max(len(start.plan.train_rows(fold)) for fold in range(folds))
     estimated = estimate(config, start.encoder, kinds, rows, _precision(devices))
     if devices == ["cpu"]:
-        refuse_on_cpu(config, estimated, start.plan.n_folds)
-    progress.note(f"{start.encoder.tag}: {estimated.told}")
+        refuse_on_cpu(config, estimated, folds)
+    progress.note(f"{start.encoder.tag}: {estimated.told}; {estimated.told_beside(folds)}")
+    if (free := durable.free_bytes(workspace.root)) < (needed := estimated.disk_bytes(folds)):
+        progress.warn(
+            f"{workspace.root} has {size_told(free)} free, and {size_told(needed)} may be needed; should the disk be "
+            "full, what is finished is kept, and the same command goes on"
+        )
     if start.frozen:
         progress.note(f"{' and '.join(start.frozen)} stay as they are; everything else is trained")
 

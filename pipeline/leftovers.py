@@ -13,6 +13,7 @@ from features.plan import QUARANTINE
 from pipeline.config import PruneConfig
 from pipeline.run_record import check_record
 from pipeline.runs import RECORD, abandoned, lock_path, read_run, run_names
+from pipeline.tuning.unfinished import Unfinished, unfinished
 from pipeline.workspace import Workspace
 
 WHOLE_CACHE = (Role.SHARD, *LEFTOVERS, Role.TIMING, Role.MANIFEST, Role.LOCK)
@@ -50,6 +51,7 @@ class Scope:
     caches: Sequence[Path]
     whole: bool = False  # every file of the caches goes, not only leftovers
     runs: Sequence[Path] = ()  # of which every file goes
+    tunings: Sequence[Unfinished] = ()  # which go whole with a run that was named, and stay otherwise
     abandoned: Mapping[Path, Path] = field(default_factory=dict)
     temporary: Sequence[Path] = ()  # folders that may hold temporary files and folders, which need no lock
     outside: Sequence[Path] = ()
@@ -57,7 +59,8 @@ class Scope:
     @property
     def locks(self) -> list[Path]:
         """The locks of everything that may be changed, in one order, so that two prunes cannot wait for each other."""
-        runs = [*self.runs, *self.abandoned.values()]
+        tuned = [tuning.run for tuning in self.tunings if self.whole]
+        runs = [*self.runs, *tuned, *self.abandoned.values()]
         parts = {lock for cache in self.caches for lock in (cache / WHOLE.lock_name, *cache.glob(PART_LOCKS))}
         return sorted(parts | set(map(lock_path, runs)))
 
@@ -68,6 +71,11 @@ class Scope:
             _find_in_cache(inspect(cache), findings, whole=self.whole)
         for run in self.runs:
             _find_in_run(run, findings)
+        for tuning in self.tunings:
+            if self.whole:
+                findings.items.append(Item(tuning.folder, "unfinished fine-tuning", tuning.size_bytes))
+            else:
+                findings.left.append(f"{tuning.told} in {tuning.folder}: `vp prune --run {tuning.name}` removes it")
         for path in self.abandoned:
             findings.items.append(Item(path, "abandoned run", _tree_bytes(path)))
         for folder in self.temporary:
@@ -103,11 +111,15 @@ def scope_of(config: PruneConfig, workspace: Workspace) -> Scope:
 
     if config.cache or config.run:
         caches = inside(folder for folder in workspace.cache_folders() if folder.parent.name in config.cache)
-        return Scope(caches=caches, whole=True, runs=inside(map(workspace.run, config.run)), outside=outside)
+        there = set(run_names(workspace.runs))
+        runs = inside(workspace.run(name) for name in config.run if name in there)
+        tunings = [tuning for tuning in unfinished(workspace.runs) if tuning.name in config.run]
+        return Scope(caches=caches, whole=True, runs=runs, tunings=tunings, outside=outside)
     runs = inside(workspace.runs / name for name in run_names(workspace.runs))
     others = inside([workspace.root, workspace.models, workspace.runs, workspace.root / "submissions"])
     return Scope(
         caches=inside(workspace.cache_folders()),
+        tunings=unfinished(workspace.runs) if workspace.runs in others else [],
         abandoned=abandoned(workspace.runs) if workspace.runs in others else {},
         temporary=[*others, *runs],
         outside=outside,

@@ -17,6 +17,7 @@ from pipeline.leftovers import Findings, Item, is_plain, scope_of
 from pipeline.outcome import Outcome, counted, size_told, table
 from pipeline.runs import read_run, run_names
 from pipeline.settings import repeated_flags
+from pipeline.tuning.unfinished import unfinished
 from pipeline.workspace import Workspace
 
 
@@ -50,7 +51,8 @@ def prune(config: PruneConfig, progress: Progress) -> Outcome:
 
 def _refuse_unknown(config: PruneConfig, workspace: Workspace) -> None:
     tags = sorted({folder.parent.name for folder in workspace.cache_folders()})
-    for option, wanted, there in (("cache", config.cache, tags), ("run", config.run, run_names(workspace.runs))):
+    runs = sorted({*run_names(workspace.runs), *(tuning.name for tuning in unfinished(workspace.runs))})
+    for option, wanted, there in (("cache", config.cache, tags), ("run", config.run, runs)):
         unknown = [name for name in wanted if name not in there]
         if unknown:
             known = ", ".join(there) or "none"
@@ -69,7 +71,7 @@ def _needed_by(config: PruneConfig, workspace: Workspace) -> Iterator[str]:
 def _remove(item: Item) -> None:
     if is_plain(item.path):
         durable.remove(item.path)
-    else:  # an abandoned run, or a folder that was never finished: no other folder is removed whole
+    else:  # an abandoned run, or what was never finished: no other folder is removed whole
         durable.remove_tree(item.path)
 
 

@@ -5,25 +5,22 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, get_args, get_type_hints
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float16, Float32, UInt8
 
 from features.embed import Encoder, rounded
-from features.encoders import TINY, EncoderConfig, cache_tag, resolve_encoder
+from features.encoders import EncoderConfig, cache_tag
 from features.errors import CacheError, UsageError
 from features.families import load_encoder
 from features.kinds import IMAGE, SEPARATE, TEXT
-from features.plan import MANIFEST, digest, read_plan
 from features.preprocess import read_thumbnail
 from features.progress import Progress
-from features.short_names import SHORT_NAMES
 from features.status import Status
 from features.videos import VideoText
-from pipeline.config import ExtractConfig
-from pipeline.dataset import TRAIN
 from pipeline.devices import choose_device
+from pipeline.found_encoder import FoundEncoder, find_encoder
 from pipeline.runs import Run
 from pipeline.workspace import Workspace
 
@@ -67,7 +64,7 @@ class RunEncoders:
     ) -> None:
         self._workspace, self._run, self._device, self._progress = workspace, run, device, progress
         self._name_of = _by_tag(models, list(run.part("encoders")))
-        self._found: dict[str, tuple[EncoderConfig, str]] = {}
+        self._encoders: dict[str, FoundEncoder] = {}
         self._loaded: dict[tuple[str, str], Encoder] = {}
         self._changing: dict[tuple[str, str], ChangingEncoder] = {}
         self._towers = ""
@@ -117,13 +114,13 @@ class RunEncoders:
         return _Made(tower.encode_tokens([tokens], length)[0], Status.OK)
 
     def _encoder(self, tag: str) -> EncoderConfig:
-        return self._resolved(tag)[0]
+        return self._found(tag).config
 
     def _tower(self, tag: str, kind: str) -> Encoder:
         if self._towers:
             return self._tuned(tag, kind)
         if (tag, kind) not in self._loaded:
-            encoder, precision = self._resolved(tag)
+            encoder, precision = self._found(tag)
             with _no_garbage():
                 self._loaded[tag, kind] = load_encoder(encoder, [kind], choose_device(self._device), precision)
         return self._loaded[tag, kind]
@@ -133,7 +130,7 @@ class RunEncoders:
         from pipeline.tuning.tuned_towers import ChangingEncoder  # noqa: PLC0415 - torch
 
         if (tag, kind) not in self._changing:
-            encoder, _ = self._resolved(tag)
+            encoder = self._encoder(tag)
             with _no_garbage():
                 loaded = load_encoder(encoder, [kind], choose_device(self._device), "fp32")
             self._changing[tag, kind] = ChangingEncoder(loaded, encoder)
@@ -141,42 +138,12 @@ class RunEncoders:
         changing.wear(self._run, self._towers)
         return changing.encoder
 
-    def _resolved(self, tag: str) -> tuple[EncoderConfig, str]:
-        """The encoder and its precision, which together are what the run knows by a digest."""
-        if tag not in self._found:
-            name, revision = self._source(tag)
-            # The digest below tells these weights from all others, so they are those the cache was made with.
-            encoder = resolve_encoder(
-                name, self._workspace.models, allow_bin_weights=True, expected_revision=revision or None
-            )
-            self._found[tag] = encoder, self._precision(tag, encoder)
-            for notice in encoder.notices:
+    def _found(self, tag: str) -> FoundEncoder:
+        if tag not in self._encoders:
+            self._encoders[tag] = find_encoder(self._workspace, self._run, tag, self._name_of.get(tag))
+            for notice in self._encoders[tag].config.notices:
                 self._progress.note(notice)
-        return self._found[tag]
-
-    def _precision(self, tag: str, encoder: EncoderConfig) -> str:
-        trained_on = self._run.part("encoders")[tag]
-        for precision in get_args(get_type_hints(ExtractConfig)["precision"]):
-            if digest({**encoder.semantic(), "precision": precision, "stored_as": "float16"}) == trained_on:
-                return str(precision)
-        raise CacheError(
-            f"run {self._run.name} was trained on vectors of encoder {tag} {trained_on[:12]}, but {encoder.source} has "
-            "other weights or another preprocessing: name the files it was extracted with by --model, or run "
-            "`vp extract` and `vp train-heads` again"
-        )
-
-    def _source(self, tag: str) -> tuple[str, str]:
-        """What `--model` would have to say, and the commit on the hub if there is one."""
-        if tag in self._name_of:
-            return self._name_of[tag], ""
-        plan = read_plan(self._workspace.cache(tag, TRAIN) / MANIFEST)
-        source, revision = (plan.environment.get(name, "") for name in ("source", "revision")) if plan else (tag, "")
-        if "/" in source or source in (TINY, *SHORT_NAMES) or Path(source).is_dir():
-            return source, revision
-        raise UsageError(
-            f"run {self._run.name} reads the encoder {tag}, which was extracted from a local folder: name that folder "
-            "with --model"
-        )
+        return self._encoders[tag]
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from pipeline.repairs import train_command
 from pipeline.run_state import RunState, run_state
 from pipeline.runs import abandoned, read_run, run_names
 from pipeline.settings import repeated_flags
+from pipeline.tuning.unfinished import unfinished
 from pipeline.workspace import Workspace
 
 LISTED = 5
@@ -31,8 +32,8 @@ def status(config: StatusConfig, progress: Progress) -> Outcome:
     """
     workspace = Workspace(config.work)
     folders = workspace.cache_folders()
-    names = run_names(workspace.runs)
-    if not folders and not names:
+    names, tunings = run_names(workspace.runs), unfinished(workspace.runs)
+    if not folders and not names and not tunings:
         return _nothing(config)
     dataset = comparable_dataset(config, progress)
     tables = {} if dataset is None else {videos.split: videos for videos in dataset.tables}
@@ -40,12 +41,14 @@ def status(config: StatusConfig, progress: Progress) -> Outcome:
     inspections = {cache.inspection.folder: cache.inspection for cache in caches}
     runs = [_run_state(config, workspace, name, inspections) for name in names]
     lines = [f"{_dataset_told(config, dataset)}", "", *_cache_lines(caches), "", *_run_lines(runs)]
+    lines += [f"{tuning.told}: the same `vp finetune` goes on with it" for tuning in tunings]
     lines += [f"{path} was left by a process that died: `vp prune` removes it" for path in abandoned(workspace.runs)]
     facts = {
         "work": str(config.work),
         "dataset": None if dataset is None else {videos.split: len(videos) for videos in dataset.tables},
         "caches": [cache.facts for cache in caches],
         "runs": [_run_facts(run) for run in runs],
+        "unfinished": [{"run": tuning.name, "epochs": dict(tuning.epochs)} for tuning in tunings],
         "abandoned": [str(path) for path in abandoned(workspace.runs)],
     }
     return Outcome(lines, facts, _next(config, dataset, caches, runs), _error(caches, runs))
@@ -72,7 +75,8 @@ def _run_facts(run: RunState) -> dict[str, Any]:
 
 
 def _nothing(config: StatusConfig) -> Outcome:
-    facts: dict[str, Any] = {"work": str(config.work), "dataset": None, "caches": [], "runs": [], "abandoned": []}
+    facts: dict[str, Any] = {"work": str(config.work), "dataset": None, "caches": [], "runs": []}
+    facts |= {"unfinished": [], "abandoned": []}
     start = f"vp extract{repeated_flags(config)}" if config.data.is_dir() else "vp demo"
     return Outcome([f"{config.work} holds no embeddings and no runs yet"], facts, start)
 

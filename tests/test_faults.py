@@ -15,7 +15,6 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,11 +26,9 @@ from PIL import Image
 import cli
 from features import durable
 from features.errors import CacheError
-from features.preprocess import cut_thumbnail
 from features.store import EmbeddingStore
 from pipeline.runs import open_run
 from tests.command_line import last_json, vp
-from tests.conftest import FakeEncoder, WorkersHere
 from tests.faulty_disk import (
     CountingDisk,
     CrowdedDisk,
@@ -42,25 +39,10 @@ from tests.faulty_disk import (
     ReadOnlyDisk,
     SteppedDisk,
 )
+from tests.workers_here import workers_here
 
 CODES = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 TRAIN, TEST = 6, 4
-
-
-class WideEncoder(FakeEncoder):
-    """Vectors as wide as those of `tiny`."""
-
-    def encode_images(self, pixels):
-        return np.resize(super().encode_images(pixels), (len(pixels), 64))
-
-    def encode_tokens(self, tokens, pad_to):
-        return np.resize(super().encode_tokens(tokens, pad_to), (len(tokens), 64))
-
-
-def workers_of_this_process(_config, encoder, recipe, _devices, _progress):
-    """Stands in for the supervisor: what a worker process would do to the disk happens here, where it can fail."""
-    cut = partial(cut_thumbnail, preprocess=encoder.preprocess)
-    return contextlib.nullcontext(WorkersHere(WideEncoder(), recipe.batch_size, cut))
 
 
 # What a reader finds, by name; equal only if all of it is. Reading it fails if it is not whole.
@@ -77,9 +59,9 @@ def caches() -> dict[str, object]:
     return found
 
 
-def run() -> dict[str, object]:
+def run(name: str) -> dict[str, object]:
     try:
-        found = open_run(Path("work/runs/lines"))
+        found = open_run(Path("work/runs") / name)
     except CacheError as error:
         assert "no run in" in str(error)  # noqa: PT017 - anything else than an absent run is a failure
         return {}
@@ -100,12 +82,15 @@ class Command:
 
 
 HEADS = "train-heads --name lines --head linear --modalities age --folds 2 --no-search --no-diagnostics"
+WORDS = HEADS.replace("lines", "words").replace("age", "text,age")
+TUNED = "finetune --init words --name tuned --epochs 1 --device cpu"
 SLOW = pytest.mark.slow
 COMMANDS = {
     "extract": Command("extract --model tiny", lambda: shutil.rmtree("work/embeddings"), caches),
     "extract again": Command("extract --model tiny", lambda: write_dataset(Path("dataset"), TRAIN + 3), caches),
-    "train-heads": Command(HEADS, lambda: shutil.rmtree("work/runs"), run),
-    "train-heads again": Command(f"{HEADS} --seed 7", lambda: None, run),
+    "train-heads": Command(HEADS, lambda: shutil.rmtree("work/runs"), lambda: run("lines")),
+    "train-heads again": Command(f"{HEADS} --seed 7", lambda: None, lambda: run("lines")),
+    "finetune": Command(TUNED, lambda: None, lambda: run("tuned")),
     "submit": Command(
         "submit --run lines", lambda: shutil.rmtree("work/submissions"), lambda: files("work/submissions/[!.]*")
     ),
@@ -151,13 +136,20 @@ def stop_the_clock(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("pipeline.train_heads.time", SimpleNamespace(monotonic=lambda: 0.0))
 
 
+def stop_the_clock_of_finetune(patch: pytest.MonkeyPatch) -> None:
+    """Apart, as its modules import torch."""
+    patch.setattr("pipeline.tuning.result.datetime", Noon)
+    for module in ("pipeline.finetune", "pipeline.tuning.loop"):
+        patch.setattr(f"{module}.time", SimpleNamespace(monotonic=lambda: 0.0))
+
+
 @pytest.fixture(scope="module", autouse=True)
 def small_and_still():
-    """Shards of a few rows, made in this process by an encoder of nothing, and no time that passes."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.extract._workers", workers_of_this_process)
+    """Shards of a few rows, workers in this process, where the disk can fail them, and no time that passes."""
+    with workers_here(), pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipeline.extract.CPU_ROWS_PER_SHARD", 4)
         stop_the_clock(patch)
+        stop_the_clock_of_finetune(patch)
         yield
 
 
@@ -167,7 +159,7 @@ def finished(tmp_path_factory, small_and_still):
     root = tmp_path_factory.mktemp("finished")
     write_dataset(root / "dataset", TRAIN)
     with contextlib.chdir(root):
-        for words in ("extract --model tiny", HEADS, "submit --run lines", "report --run lines"):
+        for words in ("extract --model tiny", HEADS, WORDS, "submit --run lines", "report --run lines"):
             result = vp(*words.split(), "--quiet")
             assert result.exit_code == 0, result.output
     return root
@@ -249,12 +241,11 @@ def check_ids() -> None:
     assert ids == ["ID", *(f"test-{row}" for row in range(TEST))]
 
 
-OFTEN = [
-    name if name not in {"extract", "train-heads", "submit"} else pytest.param(name, marks=SLOW) for name in COMMANDS
-]
+SOMETIMES = {"extract": SLOW, "train-heads": SLOW, "submit": SLOW, "finetune": (SLOW, pytest.mark.timeout(1800))}
+PARAMETERS = [pytest.param(name, marks=SOMETIMES.get(name, ())) for name in COMMANDS]
 
 
-@pytest.fixture(params=OFTEN)
+@pytest.fixture(params=PARAMETERS)
 def job(request, finished, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     return Job(COMMANDS[request.param], finished, tmp_path / "job")

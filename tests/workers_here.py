@@ -5,10 +5,10 @@ import sys
 
 import pytest
 
-from features.supervise import Done, Supervisor, Told
+from features.supervise import Done, Job, Result, Supervisor, Told
 
 
-class SupervisorHere(Supervisor):
+class SupervisorHere(Supervisor[Job, Result]):
     """As `features.supervise.Supervisor`, with one worker that is no process: what it raises arrives."""
 
     def __init__(self, setup, devices, **_options):
@@ -52,5 +52,6 @@ def _threads_as_they_were():
 def workers_here():
     """Commands start no process: importing torch in each takes longer than what tests have it do."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.extract.Supervisor", SupervisorHere)
+        for module in ("pipeline.extract", "pipeline.finetune"):
+            patch.setattr(f"{module}.Supervisor", SupervisorHere)
         yield

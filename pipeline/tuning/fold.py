@@ -27,6 +27,7 @@ from pipeline.tuning.state import FoldState
 from pipeline.tuning.steps import FoldTask
 from pipeline.tuning.towers import TrainedTowers, Values, mixed
 from pipeline.tuning.tuned_towers import changed_towers, towers_name, write_towers
+from pipeline.tuning.unfinished import fold_folder
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -34,7 +35,7 @@ class Context:
     """What all folds have in common; picklable.
 
     kind_of
-        Modality that the encoder makes -> "image" or "text".
+        Modality that the encoder makes -> kind of vector.
     from_table
         What the table alone gives, by split; None where the run reads nothing of that kind.
     expected
@@ -59,7 +60,7 @@ class Context:
 
     @property
     def kinds(self) -> list[str]:
-        """The towers that are needed."""
+        """The kinds of vector that are needed."""
         return list(dict.fromkeys(self.kind_of.values()))
 
 
@@ -182,7 +183,7 @@ class FoldOnDevice:
             standardisation=context.heads[fold].standardisation,
             config=context.config,
             start_within=max(START_WITHIN[context.precision], START_WITHIN[context.cached_precision]),
-            folder=context.folder / f"fold{fold}",
+            folder=fold_folder(context.folder, fold),
         )
         return FoldTraining(self.model, self.feed(context.train), self.known, task, self._tell)
 

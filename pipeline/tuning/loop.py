@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Mapping
 
 import numpy as np
-import torch
 from jaxtyping import Float64
 
 from features.errors import CacheError
@@ -36,18 +35,17 @@ class FoldTraining:
         state = FoldState.read(self._task.folder)
         if state is None:
             state = self._begun()
-            state.write(self._task.folder)
         else:
-            if not state.errors:
-                self._check_start(self._validate(self.start))  # thumbnails may have changed since
-            self._steps.resume(state)
             self._tell(state.epoch * len(self._task.train_rows))
+            if state.errors:
+                return state
+            self._check_start(self._validate(self.start))  # thumbnails may have changed since
+            self._steps.resume(state)
         while not self._is_done(state):
             self._epoch(state)
             state.write(self._task.folder)
-        if not state.errors:
-            state.errors = self._errors(state)
-            state.write(self._task.folder)
+        state.errors = self._errors(state)
+        state.write(self._task.folder)
         return state
 
     def finished(self) -> FoldState:
@@ -62,17 +60,7 @@ class FoldTraining:
         return state.epoch >= config.epochs or 0 < config.patience <= state.epoch - state.best_epoch
 
     def _begun(self) -> FoldState:
-        zeros = {name: torch.zeros_like(value) for name, value in self.start.items()}
-        state = FoldState(
-            epoch=0,
-            steps=0,
-            values=self.start,
-            average=self.start,
-            first=zeros,
-            second=zeros,
-            best=self.start,
-            best_epoch=0,
-        )
+        state = FoldState(epoch=0, steps=0, average=self.start, best=self.start, best_epoch=0)
         z = self._validate(self.start)
         self._check_start(z)
         state.records.append(self._record(state, z))

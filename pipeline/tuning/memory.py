@@ -1,11 +1,13 @@
 """How much memory and arithmetic a fine-tuning takes, from the encoder's configuration alone."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from features.encoders import EncoderConfig
 from features.errors import UsageError
 from features.hub import read_json
+from features.kinds import IMAGE, TEXT, tower_of
 from features.layers import last_blocks
 from pipeline.config import FinetuneConfig
 from pipeline.outcome import size_told
@@ -18,6 +20,12 @@ ACTIVATIONS_PER_NUMBER = 34
 (Korthikanti et al., arXiv:2205.05198, without the attention scores)."""
 BYTES_TRAINED, BYTES_FROZEN = 20, 4
 """Weight, gradient, two moments and moving average of a parameter in float32; or the weight alone."""
+BYTES_ON_HOST = 36
+"""Of a trained parameter in main memory: the start twice, four tensors of the state, the best average, the values that
+are put aside while another model validates, and the bytes that are written; each in float32."""
+BYTES_ON_DISK, BYTES_REPLACED = 20, 16
+"""Of a trained parameter in a state: four tensors and the best average; and the four of the epoch before it, which go
+when it is whole."""
 BYTES_CAST = 2
 """Of a weight in bf16, as the products read it."""
 CPU_FLOPS = 1e11
@@ -67,9 +75,20 @@ class Estimate:
     activation_bytes: int
     flops: float
 
+    def disk_bytes(self, folds: int) -> int:
+        """What all states take at most, until the run is made."""
+        return folds * self.trained * (BYTES_ON_DISK + BYTES_REPLACED)
+
+    def told_beside(self, folds: int) -> str:
+        """What it takes beside the device, as one line."""
+        return (
+            f"about {size_told(self.trained * BYTES_ON_HOST)} of main memory for each device, and up to "
+            f"{size_told(self.disk_bytes(folds))} on disk until the run is made"
+        )
+
     @property
     def told(self) -> str:
-        """As one line."""
+        """What it takes on the device, as one line."""
         return (
             f"{self.parameters / 1e6:.1f} M parameters, {self.trained / 1e6:.1f} M of them trained; about "
             f"{size_told(self.state_bytes + self.activation_bytes)} of memory for each fold ("
@@ -80,17 +99,20 @@ class Estimate:
 def estimate(
     config: FinetuneConfig, encoder: EncoderConfig, kinds: Sequence[str], rows: int, precision: str = "bf16"
 ) -> Estimate:
-    """Estimate a fold with `rows` training rows; in float32 activations take twice as much.
+    """Estimate a fold with `rows` training rows, of which some kinds of vector are made.
+
+    In float32 activations take twice as much.
 
     Raises
     ------
     UsageError
         --unfreeze is not understood.
     """
-    towers = {kind: tower_size(encoder, kind) for kind in kinds}
+    uses = Counter(map(tower_of, kinds))  # titles and descriptions apart go through one tower
+    towers = {name: tower_size(encoder, name) for name in uses}
     state, activations, trained, flops = 0, 0, 0, 0.0
     bf16 = precision == "bf16"
-    for tower in towers.values():
+    for name, tower in towers.items():
         blocks, ours = _trained(config, tower)
         trained += ours
         frozen = tower.parameters - (0 if config.lora else ours)
@@ -98,9 +120,10 @@ def estimate(
         per_block = tower.tokens * tower.width
         kept = 2 * per_block * blocks + ACTIVATIONS_PER_NUMBER * per_block
         full = ACTIVATIONS_PER_NUMBER * per_block * blocks
-        activations += config.batch_size * (kept if config.gradient_checkpointing else full) * (1 if bf16 else 2)
+        of_a_row = (kept if config.gradient_checkpointing else full) * (1 if bf16 else 2)
+        activations += config.batch_size * of_a_row * uses[name]
         passes = 2 * tower.blocks + 4 * blocks  # forward through all, back through those that train
-        flops += passes * tower.block_parameters * tower.tokens * rows * config.epochs
+        flops += passes * tower.block_parameters * tower.tokens * rows * config.epochs * uses[name]
     return Estimate(sum(tower.parameters for tower in towers.values()), trained, state, activations, flops)
 
 
@@ -125,14 +148,14 @@ def refuse_on_cpu(config: FinetuneConfig, estimated: Estimate, folds: int) -> No
     )
 
 
-def tower_size(encoder: EncoderConfig, kind: str) -> TowerSize:
-    """Read from config.json; what it leaves out has the defaults of transformers' base sizes."""
+def tower_size(encoder: EncoderConfig, name: str) -> TowerSize:
+    """The tower "image" or "text" in config.json; what that leaves out has the defaults of transformers' base sizes."""
     whole = read_json(encoder.folder / "config.json")
-    section = whole.get("vision_config" if kind == "image" else "text_config", whole)
-    numbers = {**_DEFAULTS, **({"hidden_size": 512, "intermediate_size": 2048} if _is_clip_text(whole, kind) else {})}
-    numbers |= {name: value for name, value in section.items() if name in numbers and isinstance(value, int)}
+    section = whole.get("vision_config" if name == IMAGE else "text_config", whole)
+    numbers = {**_DEFAULTS, **({"hidden_size": 512, "intermediate_size": 2048} if _is_clip_text(whole, name) else {})}
+    numbers |= {key: value for key, value in section.items() if key in numbers and isinstance(value, int)}
     width, patch = numbers["hidden_size"], numbers["patch_size"]
-    if kind == "image":
+    if name == IMAGE:
         height, across = encoder.preprocess.output if encoder.preprocess else (224, 224)
         tokens = (height // patch) * (across // patch) + 1
         outside = width * (3 * patch**2 + tokens)
@@ -142,5 +165,5 @@ def tower_size(encoder: EncoderConfig, kind: str) -> TowerSize:
     return TowerSize(numbers["num_hidden_layers"], width, numbers["intermediate_size"], tokens, outside)
 
 
-def _is_clip_text(whole: dict[str, object], kind: str) -> bool:
-    return kind == "text" and whole.get("model_type") == "clip"
+def _is_clip_text(whole: dict[str, object], name: str) -> bool:
+    return name == TEXT and whole.get("model_type") == "clip"

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Float32, Float64
 
 from features.augment import random_crops
+from features.kinds import IMAGE
 from heads.differentiable import DifferentiableHeads, KnownRows
 from pipeline.config import FinetuneConfig
 from pipeline.tuning.batches import Batch
@@ -23,7 +24,7 @@ class Vectors:
     """Vectors by kind, in float32 and not normalised, and where there is one."""
 
     vectors: dict[str, Float32[np.ndarray, "row dim"]]
-    present: dict[str, Bool[np.ndarray, " row"]]
+    present: Mapping[str, Bool[np.ndarray, " row"]]
 
 
 class TunedModel:
@@ -78,15 +79,15 @@ class TunedModel:
             crops = pixels if augment is None else random_crops(pixels, augment)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):
             if crops is not None:
-                vectors["image"] = self._towers.encoder.image_vectors(crops)
-            if batch.tokens is not None:
-                vectors["text"] = self._towers.encoder.text_vectors(batch.tokens, batch.pad_to)
+                vectors[IMAGE] = self._towers.encoder.image_vectors(crops)
+            for kind, texts in batch.texts.items():
+                vectors[kind] = self._towers.encoder.text_vectors(texts.tokens, texts.pad_to)
         return vectors
 
     def embed(self, batches: Iterator[Batch], tell: Any) -> Vectors:
         """Vectors of many rows, without gradients; `tell` hears of rows as they are done."""
         parts: list[dict[str, Any]] = []
-        present: list[dict[str, Any]] = []
+        present: list[Mapping[str, Any]] = []
         self.training(on=False)
         with torch.no_grad():
             for batch in batches:

@@ -6,16 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64
 
-from features.encoders import TINY, EncoderConfig, resolve_encoder
+from features.encoders import EncoderConfig
 from features.errors import CacheError, DataError, UsageError
-from features.kinds import IMAGE, TEXT
-from features.plan import MANIFEST, CachePlan, differences, digest, read_plan
-from features.short_names import SHORT_NAMES
 from features.videos import VideoTable
 from heads.fitted import FittedHeads
 from heads.folds import FoldPlan
 from heads.targets import Target
 from pipeline.config import FinetuneConfig
+from pipeline.found_encoder import find_encoder
 from pipeline.inputs import CHANNEL, FROM_TABLE, WORDS, Source
 from pipeline.oof import SavedOutOfFold, read_oof
 from pipeline.run_record import open_whole_run, read_metrics
@@ -86,7 +84,7 @@ def read_start(config: FinetuneConfig, workspace: Workspace, videos: VideoTable)
         raise DataError(f"{videos.path} has no column of views to learn from")
     log_views = Target(run.part("target")).to_log(videos.views.astype(np.float64))
     _check_views(saved, log_views)
-    encoder, cached_precision = _encoder(config, workspace, run, tag, videos.split)
+    encoder, cached_precision = find_encoder(workspace, run, tag, config.model)
     return Start(run, sources, encoder, cached_precision, plan, heads, log_views, saved.final)
 
 
@@ -110,11 +108,6 @@ def _only_encoder(run: Run, sources: Sequence[Source]) -> str:
         raise UsageError(
             f"fine-tuning takes a run with one encoder, however {run.name} {has}: train one with `vp train-heads "
             "--model ONE --name NAME`"
-        )
-    if apart := [source.kind for source in sources if source.tag and source.kind not in (IMAGE, TEXT)]:
-        raise UsageError(
-            f"fine-tuning takes texts as --text joined extracts them, however {run.name} reads {' and '.join(apart)}: "
-            "run `vp extract` and `vp train-heads --name NAME` for one"
         )
     if len(run.record.get("seeds") or [None]) > 1:
         raise UsageError(f"fine-tuning takes a run with one seed, however {run.name} has several: train one with one")
@@ -153,33 +146,3 @@ def _check_views(saved: SavedOutOfFold, log_views: Float64[np.ndarray, " video"]
             f"the views in the dataset are not those that run {saved.run} was trained on: run `vp train-heads --name "
             f"{saved.run}` again"
         )
-
-
-def _encoder(config: FinetuneConfig, workspace: Workspace, run: Run, tag: str, split: str) -> tuple[EncoderConfig, str]:
-    """The run's encoder, its files compared with what made the run's vectors; and the precision of those."""
-    plan = read_plan(workspace.cache(tag, split) / MANIFEST)
-    name = config.model or _name(run, tag, plan)
-    revision = None if config.model or plan is None else plan.environment.get("revision") or None
-    encoder = resolve_encoder(name, workspace.models, allow_bin_weights=True, expected_revision=revision)
-    made_by = run.part("encoders")[tag]
-    for precision in START_WITHIN:
-        semantic = {**encoder.semantic(), "precision": precision, "stored_as": "float16"}
-        if digest(semantic) == made_by:
-            return encoder, precision
-    told = ""
-    if plan and plan.encoder == made_by:
-        told = ": " + "; ".join(differences(semantic | {"precision": plan.semantic["precision"]}, plan.semantic))
-    raise CacheError(
-        f"run {run.name} was trained on vectors of encoder {tag} {made_by[:12]}, which the files of {name} are "
-        f"not{told}; "
-        "give the right ones with --model, or run `vp extract` and `vp train-heads` again"
-    )
-
-
-def _name(run: Run, tag: str, plan: CachePlan | None) -> str:
-    """What `--model` would be; of a local folder only the last part is stored."""
-    source = str(plan.environment.get("source", "")) if plan else tag.replace("--", "/", 1)
-    name = tag if tag in SHORT_NAMES or tag == TINY else source
-    if name != TINY and name not in SHORT_NAMES and "/" not in name:
-        raise UsageError(f"the encoder of run {run.name} was the local folder {name}: say where with --model FOLDER")
-    return name

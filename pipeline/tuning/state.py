@@ -1,13 +1,12 @@
 """How far the training of a fold is, on disk after every epoch, so that whoever continues it ends where it would have.
 
 Tensors are published first, in files named by their epoch, then `state.json`, which names them; then older files go.
+A fold that is trained to its end keeps only what members are made of.
 """
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
@@ -16,10 +15,12 @@ from safetensors import SafetensorError
 from features import durable
 from features.errors import CacheError
 from heads.members import EpochRecord
-
-STATE = "state.json"
+from pipeline.tuning.unfinished import STATE, state_facts
 
 Tensors = dict[str, torch.Tensor]
+
+_TO_TRAIN_ON = ("values", "average", "first", "second")
+_TRAINED = ("average",)
 
 
 @dataclass(eq=False)
@@ -27,33 +28,32 @@ class FoldState:
     """One fold after `epoch` epochs; tensors by parameter name.
 
     `values` are the parameters as they are trained, `average` their moving average, which is what validates and is
-    kept; `first` and `second` are AdamW's moments. `errors` come last: moment -> sum of squared errors (z) for every
-    factor of the interpolation.
+    kept, `best` as it was after `best_epoch`; `first` and `second` are AdamW's moments. `errors` come last: moment ->
+    sum of squared errors (z) for every factor of the interpolation. Once they are there, only `average` and `best` are.
     """
 
     epoch: int
     steps: int
-    values: Tensors
     average: Tensors
-    first: Tensors
-    second: Tensors
     best: Tensors
     best_epoch: int
+    values: Tensors = field(default_factory=dict)
+    first: Tensors = field(default_factory=dict)
+    second: Tensors = field(default_factory=dict)
     records: list[EpochRecord] = field(default_factory=list)
     errors: dict[str, list[float]] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
         """Publish everything."""
         durable.remove_leftovers(folder)
-        files: dict[str, str] = {}
-        published = (_facts(folder) or {"files": {}})["files"]
-        for name in ("values", "average", "first", "second", "best"):
-            epoch = self.best_epoch if name == "best" else self.epoch
-            path = folder / f"{name}-epoch{epoch}.safetensors"
-            if published.get(name) != path.name:  # else it is of a process that died, and may differ
+        published = set((state_facts(folder) or {"files": {}})["files"].values())
+        files = {name: _file(name, self.epoch) for name in (_TRAINED if self.errors else _TO_TRAIN_ON)}
+        files["best"] = _file("average", self.best_epoch)  # which it was then
+        for name, file in files.items():
+            if file not in published:  # else it may be of a process that died, and differ
                 tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in getattr(self, name).items()}
-                durable.publish(path, safetensors.torch.save(tensors))
-            files[name] = path.name
+                durable.publish(folder / file, safetensors.torch.save(tensors))
+                published.add(file)
         facts = {
             "epoch": self.epoch,
             "steps": self.steps,
@@ -76,38 +76,24 @@ class FoldState:
         CacheError
             A file is damaged.
         """
-        if (facts := _facts(folder)) is None:
+        if (facts := state_facts(folder)) is None:
             return None
         try:
-            tensors = {
-                name: safetensors.torch.load((folder / file).read_bytes()) for name, file in facts["files"].items()
-            }
+            files = facts["files"]
+            loaded = {file: safetensors.torch.load((folder / file).read_bytes()) for file in set(files.values())}
             return cls(
                 epoch=facts["epoch"],
                 steps=facts["steps"],
                 best_epoch=facts["best_epoch"],
                 records=[EpochRecord(**record) for record in facts["records"]],
                 errors=facts["errors"],
-                **tensors,
+                **{name: loaded[file] for name, file in files.items()},
             )
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CacheError(
                 f"{folder} cannot be continued ({error}): remove it and run `vp finetune` again"
             ) from error
 
 
-def records_so_far(folder: Path) -> list[EpochRecord]:
-    """The records of a fold that another process trains."""
-    facts = _facts(folder)
-    return [] if facts is None else [EpochRecord(**record) for record in facts["records"]]
-
-
-def _facts(folder: Path) -> Mapping[str, Any] | None:
-    try:
-        return dict(json.loads((folder / STATE).read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, TypeError) as error:
-        raise CacheError(
-            f"{folder / STATE} is damaged ({error}): remove {folder} and run `vp finetune` again"
-        ) from error
+def _file(name: str, epoch: int) -> str:
+    return f"{name}-epoch{epoch}.safetensors"

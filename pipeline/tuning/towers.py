@@ -19,16 +19,18 @@ Values = dict[str, torch.Tensor]
 class TrainedTowers:
     """Made once for an encoder, whichever folds are trained on it one after the other; `reset` begins the next.
 
-    `parameters` are those that are trained, `groups` are for AdamW, `start` are their values before any training.
+    `names` say which of its towers, "image" and "text"; `parameters` are those that are trained, `groups` are for
+    AdamW, `start` are their values before any training.
     """
 
-    def __init__(self, encoder: TowerEncoder, kinds: Sequence[str], config: FinetuneConfig) -> None:
+    def __init__(self, encoder: TowerEncoder, names: Sequence[str], config: FinetuneConfig) -> None:
         self.encoder, self._config = encoder, config
         self.parameters: dict[str, torch.nn.Parameter] = {}
         self._group_of: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
-        self._towers = [] if config.freeze_clip else [encoder.towers[kind] for kind in kinds]
-        for kind in [] if config.freeze_clip else kinds:
-            self._unfreeze(kind, encoder.towers[kind])
+        trained = [] if config.freeze_clip else names
+        self._towers = [encoder.towers[name] for name in trained]
+        for name in trained:
+            self._unfreeze(name, encoder.towers[name])
         self.start: Values = copied(self.parameters)
 
     @property
@@ -48,7 +50,7 @@ class TrainedTowers:
         for tower in self._towers:
             tower.train(on)
 
-    def _unfreeze(self, kind: str, tower: Any) -> None:
+    def _unfreeze(self, tower_name: str, tower: Any) -> None:
         config = self._config
         if config.lora:
             add_lora(tower, config.lora, config.unfreeze, config.seed)
@@ -59,7 +61,7 @@ class TrainedTowers:
             is_trained = parameter.requires_grad if config.lora else name in chosen
             parameter.requires_grad_(requires_grad=is_trained)
             if is_trained:
-                self.parameters[f"{kind}.{name}"] = parameter
+                self.parameters[f"{tower_name}.{name}"] = parameter
                 decay = WEIGHT_DECAY if parameter.ndim >= 2 else 0.0
                 self._group_of.setdefault((config.tower_lr * scales[name], decay), []).append(parameter)
         if config.gradient_checkpointing:

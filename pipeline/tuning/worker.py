@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from features.families import load_encoder
+from features.kinds import towers_of
 from pipeline.tuning.fold import Context, FoldOnDevice, MakeMember, TrainFold
 from pipeline.tuning.towers import TrainedTowers
 
@@ -42,8 +43,9 @@ class FinetuneWorker:
         """Load the encoder, once: every fold begins with the same towers."""
         self._context = shared
         if self._towers is None:
-            encoder = load_encoder(shared.encoder, shared.kinds, self._device, "fp32")
-            self._towers = TrainedTowers(encoder, shared.kinds, shared.config)
+            towers = towers_of(shared.kinds)
+            encoder = load_encoder(shared.encoder, towers, self._device, "fp32")
+            self._towers = TrainedTowers(encoder, towers, shared.config)
 
     def announce(self, job: TrainFold | MakeMember) -> None:
         """Nothing is read ahead: a fold takes long, and its feed reads ahead on its own."""

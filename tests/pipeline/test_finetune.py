@@ -21,6 +21,7 @@ from pipeline.tuning import begun
 from tests.command_line import copy_to_work_in, last_json, vp
 from tests.pipeline.tuning.spawned import DiesOnce
 from tests.pipeline.tuning.world import EPOCHS, FLAGS, finetuned, make_frozen, make_tuned
+from tests.workers_here import workers_here
 
 NAME = "clip_multimodal_finetuned"
 AGAIN = ("--init", "clip_multimodal", "--name", "again")
@@ -30,6 +31,14 @@ AGAIN = ("--init", "clip_multimodal", "--name", "again")
 def tuned(tmp_path_factory):
     frozen = make_frozen(tmp_path_factory.mktemp("frozen"))
     return make_tuned(frozen, tmp_path_factory.mktemp("tuned") / "job")
+
+
+@pytest.fixture(scope="module")
+def apart(tmp_path_factory):
+    """A tuned run on titles and descriptions apart, its folds trained in this process."""
+    root = make_frozen(tmp_path_factory.mktemp("apart"), "separate", "title,description,age")
+    with workers_here():
+        return make_tuned(root, tmp_path_factory.mktemp("apart_tuned") / "job")
 
 
 @pytest.fixture
@@ -75,6 +84,18 @@ def test_it_is_submitted_alone_and_with_the_run_it_came_from(job):
 
 @pytest.mark.parametrize("moment", ["best", "final"])
 def test_predicting_wears_the_towers_of_each_fold(job, moment):
+    assert_predictions_are_those_stored(moment, within=5e-3)
+
+
+@pytest.mark.parametrize("moment", ["best", "final"])
+def test_titles_and_descriptions_apart_are_tuned_by_one_tower(apart, tmp_path, monkeypatch, moment):
+    copy_to_work_in(apart, tmp_path, monkeypatch)
+    run = open_run(Path("work/runs") / NAME)
+    assert [source["kind"] for source in run.part("sources")] == ["title", "description", "age"]
+    assert_predictions_are_those_stored(moment, within=5e-3)
+
+
+def assert_predictions_are_those_stored(moment, within):
     """The test videos as candidates get what was stored when the members were made."""
     from features.progress import Silent
     from pipeline.candidates import Candidate
@@ -100,7 +121,7 @@ def test_predicting_wears_the_towers_of_each_fold(job, moment):
     run = open_run(Path("work/runs") / NAME)
     found = [run.checkpoint(fold, moment).heads.predict(inputs[moment][fold]) for fold in range(3)]
     stored = stored_predictions(run, videos, moment)
-    assert np.stack(found) == pytest.approx(stored.log_views, abs=5e-3)
+    assert np.stack(found) == pytest.approx(stored.log_views, abs=within)
     assert stored.log_views.std(axis=0).min() > 2e-2  # so one fold's towers cannot pass for another's
     assert statuses == [0] * 6
 

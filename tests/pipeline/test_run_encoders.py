@@ -13,7 +13,7 @@ from features.preprocess import ImagePreprocess
 from features.progress import Silent
 from features.status import Status
 from features.texts import TextPolicy
-from pipeline import run_encoders
+from pipeline import found_encoder, run_encoders
 from pipeline.run_encoders import RunEncoders
 from pipeline.runs import Run
 from pipeline.workspace import Workspace
@@ -66,7 +66,7 @@ def world(tmp_path, monkeypatch, fake_encoder):
         loaded[kind].precision = precision
         return loaded[kind]
 
-    monkeypatch.setattr(run_encoders, "resolve_encoder", resolve)
+    monkeypatch.setattr(found_encoder, "resolve_encoder", resolve)
     monkeypatch.setattr(run_encoders, "load_encoder", load)
     monkeypatch.setattr(run_encoders, "choose_device", lambda wanted: wanted)
 
@@ -172,25 +172,27 @@ def test_a_run_without_an_encoder_takes_none(world):
 
 
 @pytest.mark.parametrize(
-    ("environment", "expected"),
+    "case",
     [
-        ({"source": "openai/clip", "revision": "abc"}, ("openai/clip", "abc")),
-        ({"source": "tiny", "revision": ""}, ("tiny", None)),
-        (None, ("ViT-B-32", None)),
+        ("openai--clip", {"source": "openai/clip", "revision": "abc"}, ("openai/clip", "abc")),
+        ("ViT-B-32", {"source": "openai/clip-vit-base-patch32", "revision": "abc"}, ("ViT-B-32", "abc")),
+        ("tiny", {"source": "tiny", "revision": ""}, ("tiny", None)),
+        ("ViT-B-32", None, ("ViT-B-32", None)),
+        ("openai--clip", None, ("openai/clip", None)),
     ],
-    ids=["hub", "tiny", "no cache"],
 )
-def test_an_encoder_is_found_where_its_cache_says_it_came_from(world, images, monkeypatch, environment, expected):
+def test_an_encoder_is_found_where_its_cache_says_it_came_from(world, images, monkeypatch, case):
+    tag, environment, expected = case
     make, asked, _ = world
     plan = None if environment is None else type("Plan", (), {"environment": environment})
-    monkeypatch.setattr(run_encoders, "read_plan", lambda _: plan)
-    make(models=(), tags=("ViT-B-32",)).images("ViT-B-32", images)
+    monkeypatch.setattr(found_encoder, "read_plan", lambda _: plan)
+    make(models=(), tags=(tag,)).images(tag, images)
     assert asked == [expected]
 
 
 def test_a_local_folder_must_be_named(world, images, monkeypatch):
     plan = type("Plan", (), {"environment": {"source": "my-clip", "revision": ""}})
-    monkeypatch.setattr(run_encoders, "read_plan", lambda _: plan)
+    monkeypatch.setattr(found_encoder, "read_plan", lambda _: plan)
     with pytest.raises(UsageError, match="extracted from a local folder: name that folder with --model"):
         world[0](models=()).images("fake", images)
 

@@ -152,7 +152,7 @@ def test_what_is_frozen_stays_as_it_is_to_the_last_bit_and_the_rest_moves(job, o
     for parameter, value in before.values():
         assert torch.equal(parameter, value)
         assert parameter.grad is None
-    kept = FoldState.read(Path("work/runs") / f".{NAME}.tuning" / "fold0").values
+    kept = FoldState.read(Path("work/runs") / f".{NAME}.tuning" / "fold0").average
     resting = [name for name, value in kept.items() if torch.equal(value, start[name])]
     assert [name for name in resting if not name.startswith("heads.heads.")] == []  # a head may have dead units
     assert len(resting) < len(kept) / 2
@@ -215,7 +215,7 @@ def test_a_training_whose_only_step_leads_nowhere_is_stopped_as_well(job):
     """The loss before it is finite; what the weights predict afterwards is not."""
     with pytest.raises(UsageError, match="must stay finite"):
         worker_of(prepared(epochs=1, batch_size=64, lr=3e37, head_lr=3e37))(TrainFold(0))
-    assert FoldState.read(Path("work/runs") / f".{NAME}.tuning" / "fold0").epoch == 0
+    assert FoldState.read(Path("work/runs") / f".{NAME}.tuning" / "fold0") is None
 
 
 def test_a_fold_stops_early_if_asked_to(job):

@@ -53,15 +53,6 @@ def test_a_run_that_cannot_be_tuned_is_refused(job, options, told):
     assert told in refused(2, "--init", "other")
 
 
-def test_a_run_on_titles_and_descriptions_apart_is_refused(job):
-    extracted = vp("extract", "--model", "tiny", "--text", "separate", "--device", "cpu", "--precision", "fp32")
-    assert extracted.exit_code == 0, extracted.output
-    heads = ("--head", "linear", "--no-search", "--no-diagnostics", "--modalities", "image,title,age")
-    trained = vp("train-heads", "--name", "apart", *heads)
-    assert trained.exit_code == 0, trained.output
-    assert "takes texts as --text joined extracts them, however apart reads title" in refused(2, "--init", "apart")
-
-
 def test_a_run_must_be_named_where_there_are_several(job):
     heads = ("--head", "linear", "--no-search", "--no-diagnostics", "--modalities", "age")
     assert vp("train-heads", "--name", "other", *heads).exit_code == 0

@@ -26,16 +26,14 @@ OPTIONS = {"epochs": EPOCHS, "lr": 3e-4, "head_lr": 1e-3, "batch_size": 8, "devi
 FLAGS = ("--epochs", EPOCHS, "--lr", 3e-4, "--head-lr", 1e-3, "--batch-size", 8, "--device", "cpu")
 
 
-def make_frozen(root):
+def make_frozen(root, text="joined", modalities="image,text,age,channel"):
     """A dataset of 48 and 6 videos, its cache and a run on it."""
     draw_dataset(root / "dataset", n_train=48, n_test=6)
     places = ("--data", root / "dataset", "--work", root / "work", "--quiet")
-    heads = ("--no-diagnostics", "--epochs", 2, "--hidden-dim", 16, "--modalities", "image,text,age,channel")
+    heads = ("--no-diagnostics", "--epochs", 2, "--hidden-dim", 16, "--modalities", modalities)
     with workers_here():
-        for command in (
-            ("extract", "--model", "tiny", "--precision", "fp32", "--device", "cpu"),
-            ("train-heads", *heads),
-        ):
+        of_vectors = ("--model", "tiny", "--precision", "fp32", "--device", "cpu", "--text", text)
+        for command in (("extract", *of_vectors), ("train-heads", *heads)):
             result = vp(*command, *places)
             assert result.exit_code == 0, result.output
     return root
