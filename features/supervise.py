@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, Generic, TypeVar
 
@@ -39,6 +39,7 @@ DEATHS_IN_A_ROW = 20
 JOBS_EACH = 2  # that a worker holds: one is worked on, for the next one it reads already
 LAST_WORDS = 15  # lines of a worker's stderr that are kept
 GRACE_SECONDS = 5.0  # for workers to end
+PIPES_SECONDS = 1.0  # for their pipes to end: what a library has started in them may have inherited one, and live on
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,8 @@ class Supervisor(Generic[Job, Result]):
         warn: Callable[[str], None],
         jobs_each: int = JOBS_EACH,
     ) -> None:
-        self._slots = [_Slot[Job](setup, device) for device in devices]
+        self._news: queue.SimpleQueue[_News[Job]] = queue.SimpleQueue()
+        self._slots = [_Slot[Job](setup, device, self._news) for device in devices]
         self._patience = patience_seconds
         self._warn = warn
         self._jobs_each = jobs_each
@@ -189,35 +191,33 @@ class Supervisor(Generic[Job, Result]):
         slot.post(HandOut(ticket.number, ticket.job))
 
     def _listen(self) -> Iterator[Told[Job] | Done[Job, Result] | Lost[Job]]:
-        """Wait for the next messages or deaths."""
-        running = [slot for slot in self._slots if slot.is_running]
-        patience = min(slot.deadline for slot in running if slot.held) - time.monotonic()
-        heard = wait([ear for slot in running for ear in slot.ears], timeout=max(patience, 0.0))
-        for slot in running:
-            if slot.log in heard:
-                slot.read_log()
-            if slot.connection in heard or slot.process.sentinel in heard:
-                yield from self._hear(slot)
-            elif slot.held and time.monotonic() > slot.deadline:
+        """Wait for the next messages, for a death, or for the end of somebody's patience."""
+        patience = min(slot.deadline for slot in self._slots if slot.held) - time.monotonic()
+        with contextlib.suppress(queue.Empty):
+            yield from self._hear(self._news.get(timeout=max(patience, 0.0)))
+            for _ in range(self._news.qsize()):  # whoever has said something must not be called silent
+                yield from self._hear(self._news.get_nowait())
+        for slot in self._slots:
+            if slot.held and time.monotonic() > slot.deadline:
                 yield from self._bury(slot, f"said nothing for {self._patience:g} s")
 
-    def _hear(self, slot: "_Slot[Job]") -> Iterator[Told[Job] | Done[Job, Result] | Lost[Job]]:
-        try:
-            while slot.connection.poll():
-                slot.deadline = time.monotonic() + self._patience
-                message = slot.connection.recv()
-                if isinstance(message, Failed):
-                    if message.error is not None:
-                        raise message.error
-                    slot.last_words.extend(line for line in message.trace.splitlines() if line.strip())
-                    yield from self._bury(slot, f"failed: {message.reason}")
-                    return
-                yield from self._understand(slot, message)
-        except (EOFError, OSError):
+    def _hear(self, news: "_News[Job]") -> Iterator[Told[Job] | Done[Job, Result] | Lost[Job]]:
+        slot, message = news.slot, news.message
+        if not slot.is_running or news.process is not slot.process:
+            return  # it is of one that was buried
+        slot.deadline = time.monotonic() + self._patience
+        if message is None:
+            slot.process.join(GRACE_SECONDS)  # it is about to end, if it has not: how, is to be told
             yield from self._bury(slot)
-            return
-        if not slot.process.is_alive() and not slot.connection.poll():
-            yield from self._bury(slot)
+        elif isinstance(message, Exception):
+            raise message
+        elif isinstance(message, Failed):
+            if message.error is not None:
+                raise message.error
+            slot.last_words.extend(line for line in message.trace.splitlines() if line.strip())
+            yield from self._bury(slot, f"failed: {message.reason}")
+        else:
+            yield from self._understand(slot, message)
 
     def _understand(self, slot: "_Slot[Job]", message: Any) -> Iterator[Told[Job] | Done[Job, Result]]:
         if isinstance(message, Ready):
@@ -271,39 +271,42 @@ class Supervisor(Generic[Job, Result]):
         self._warn(f"{what}{again}{'; the device is given up' if slot.is_retired else ''}")
 
 
+@dataclass(frozen=True, eq=False)
+class _News(Generic[Job]):
+    """What a process said, or why that cannot be read; None is its end."""
+
+    slot: "_Slot[Job]"
+    process: Any
+    message: Any
+
+
 @dataclass(eq=False)
 class _Slot(Generic[Job]):
     """The place of one process, which may have to be filled again."""
 
     setup: Callable[[str], Worker]
     device: str
+    news: "queue.SimpleQueue[_News[Job]]"
     held: dict[int, _Ticket[Job]] = field(default_factory=dict)
     begun: int = -1
     deadline: float = 0.0
     is_running: bool = False
     is_ready: bool = False
     is_retired: bool = False
-    log_ended: bool = False
     knows_shared: bool = False
     false_starts: int = 0
     victims: set[int] = field(default_factory=set)  # families that died here since it last finished a job
     others_finish: bool = False  # whether some other slot has finished a job since
-    last_words: collections.deque[str] = field(default_factory=lambda: collections.deque(maxlen=LAST_WORDS))
+    last_words: collections.deque[str] = field(init=False)
     process: Any = None
     connection: Connection = field(init=False)
     outbox: "queue.SimpleQueue[bytes]" = field(init=False)
-    sender: threading.Thread = field(init=False)
-    log: Connection = field(init=False)
+    threads: list[threading.Thread] = field(init=False)
 
     def has_room(self, jobs: int) -> bool:
         """Whether it may take one more, to hold so many at most: a suspect is worked on alone."""
         alone = any(ticket.is_suspect for ticket in self.held.values())
         return not self.is_retired and not alone and len(self.held) < jobs
-
-    @property
-    def ears(self) -> list[Any]:
-        """What to listen to."""
-        return [self.connection, self.process.sentinel, *([] if self.log_ended else [self.log])]
 
     def start(self) -> None:
         """Start the process, unless it runs."""
@@ -311,7 +314,7 @@ class _Slot(Generic[Job]):
             return
         context = multiprocessing.get_context("spawn")  # a forked process would share CUDA and locks of threads
         self.connection, theirs = context.Pipe()
-        self.log, their_stderr = context.Pipe(duplex=False)
+        log, their_stderr = context.Pipe(duplex=False)
         self.process = context.Process(
             target=run_worker, args=(theirs, their_stderr, self.setup, self.device), name=f"vp-{self.device}"
         )
@@ -319,30 +322,24 @@ class _Slot(Generic[Job]):
             self.process.start()
         theirs.close()
         their_stderr.close()
-        self.outbox = queue.SimpleQueue()
-        self.sender = threading.Thread(target=_send_all, args=(self.outbox, self.connection), name="send", daemon=True)
-        self.sender.start()
         self.is_running, self.begun = True, -1
-        self.is_ready = self.knows_shared = self.log_ended = False
-        self.last_words.clear()
+        self.is_ready = self.knows_shared = False
+        self.outbox, self.last_words = queue.SimpleQueue(), collections.deque(maxlen=LAST_WORDS)
+        self.threads = [
+            _started(_send_all, self.outbox, self.connection),
+            _started(_hear_all, self, self.process, self.connection),
+            _started(_keep_last_words, log, self.last_words),
+        ]
 
     def post(self, message: Message) -> None:
         """Have a message sent to the process."""
         self.outbox.put(bytes(ForkingPickler.dumps(message)))
-
-    def read_log(self) -> None:
-        """Keep the last lines that the process wrote to its stderr."""
-        text = os.read(self.log.fileno(), 65536).decode("utf-8", "replace")
-        self.log_ended = not text
-        self.last_words.extend(line for line in text.splitlines() if line.strip())
 
     def kill(self) -> str:
         """End the process at once; returns how it had ended or was ended."""
         was_alive = self.process.is_alive()
         self.process.kill()
         self.process.join()
-        while not self.log_ended and self.log.poll():
-            self.read_log()
         code = self.process.exitcode
         self._close()
         if was_alive and code == -signal.SIGKILL:
@@ -370,18 +367,47 @@ class _Slot(Generic[Job]):
 
     def _close(self) -> None:
         self.outbox.put(b"")
-        self.sender.join()  # with the process its end of the pipe is gone, and nobody can be sending into it any more
-        self.connection.close()
-        self.log.close()
+        for thread in self.threads:
+            thread.join(PIPES_SECONDS)
+        if not any(thread.is_alive() for thread in self.threads):
+            self.connection.close()
         self.process.close()
         self.is_running = False
 
 
+# Each on a thread of its own, for one process: one that neither listens nor ends what it says, because it is stopped in
+# the middle of that, must not keep the supervisor from the others.
+
+
+def _started(run: Callable[..., None], *arguments: Any) -> threading.Thread:
+    thread = threading.Thread(target=run, args=arguments, name=run.__name__, daemon=True)
+    thread.start()
+    return thread
+
+
 def _send_all(outbox: "queue.SimpleQueue[bytes]", connection: Connection) -> None:
-    """Send on a thread of its own: one worker that does not listen must not keep the supervisor from the others."""
-    with contextlib.suppress(OSError):  # it has died: the supervisor notices that by itself
+    with contextlib.suppress(OSError):  # it has died, which another thread notices
         for message in iter(outbox.get, b""):
             connection.send_bytes(message)
+
+
+def _hear_all(slot: _Slot[Any], process: Any, connection: Connection) -> None:
+    while True:
+        try:
+            message = connection.recv()
+        except (EOFError, OSError):
+            slot.news.put(_News(slot, process, None))
+            return
+        except Exception as error:  # noqa: BLE001 - whoever waits for a message must learn why there is none
+            message = error
+        slot.news.put(_News(slot, process, message))
+
+
+def _keep_last_words(log: Connection, last_words: collections.deque[str]) -> None:
+    """Of what a process writes to its stderr."""
+    with log:
+        while text := os.read(log.fileno(), 65536).decode("utf-8", "replace"):
+            last_words.extend(line for line in text.splitlines() if line.strip())
 
 
 @contextlib.contextmanager

@@ -1,10 +1,14 @@
 """Workers that misbehave in every way; a module of its own, because spawned processes have to import them."""
 
+import gc
 import os
 import signal
+import struct
+import subprocess
 import time
 from concurrent.futures import Future
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +91,13 @@ def misbehave(what):
         os.kill(os.getpid(), signal.SIGKILL)
     elif what == "freeze":
         os.kill(os.getpid(), signal.SIGSTOP)
+    elif what == "stop in the middle of a message":
+        pipes = (each for each in gc.get_objects() if isinstance(each, Connection) and each.readable and each.writable)
+        os.write(next(pipes).fileno(), struct.pack("!i", 1000) + b"half of it")
+        os.kill(os.getpid(), signal.SIGSTOP)
+    elif what == "exit before a child":
+        subprocess.Popen(["sleep", "120"])
+        os._exit(3)
     elif what == "hang":
         time.sleep(600)
     elif what == "raise":

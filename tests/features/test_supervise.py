@@ -227,6 +227,22 @@ def test_a_worker_that_is_stopped_does_not_keep_the_others_from_their_work(offic
     assert len(warnings) == 1
 
 
+def test_a_worker_that_stops_in_the_middle_of_a_message_does_not_keep_the_others_from_their_work(office):
+    jobs = [(0, "stop in the middle of a message", 1), *plain(range(1, 12))]
+    results, lost, warnings, _ = office(jobs, ("a", "b"), patience=8.0)
+    assert (sorted(results), lost) == (list(range(12)), [])
+    assert [warning.partition(" on ")[2][:20] for warning in warnings] == ["a said nothing for 8"]
+
+
+def test_the_death_of_a_worker_is_noticed_although_what_it_has_started_holds_its_pipes(office):
+    """A compiler that a library has started writes to the same stderr, and lives on for a while."""
+    start = time.monotonic()
+    results, lost, warnings, _ = office([(0, "exit before a child", 1), *plain([1])])
+    assert (sorted(results), lost, len(warnings)) == ([0, 1], [], 1)
+    assert "ended with code 3" in warnings[0]
+    assert time.monotonic() - start < 60
+
+
 def test_workers_close_what_they_opened_when_there_are_no_more_jobs(office, tmp_path):
     results, *_ = office(plain(range(4)), ("a", "b"))
     for _, pid, _ in results.values():
