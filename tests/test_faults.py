@@ -242,11 +242,18 @@ def check_ids() -> None:
 
 
 SOMETIMES = {"extract": SLOW, "train-heads": SLOW, "submit": SLOW, "finetune": (SLOW, pytest.mark.timeout(1800))}
-PARAMETERS = [pytest.param(name, marks=SOMETIMES.get(name, ())) for name in COMMANDS]
+PARAMETERS = {name: pytest.param(name, marks=SOMETIMES.get(name, ())) for name in COMMANDS}
 
 
-@pytest.fixture(params=PARAMETERS)
+@pytest.fixture(params=PARAMETERS.values())
 def job(request, finished, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return Job(COMMANDS[request.param], finished, tmp_path / "job")
+
+
+@pytest.fixture(params=[parameter for name, parameter in PARAMETERS.items() if name != "finetune"])
+def short_job(request, finished, tmp_path, monkeypatch):
+    """One that takes no minutes to be stopped everywhere."""
     monkeypatch.chdir(tmp_path)
     return Job(COMMANDS[request.param], finished, tmp_path / "job")
 
@@ -295,21 +302,21 @@ def test_a_disk_that_fails_at_any_call_is_told_and_loses_nothing(job):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("code", CODES)
-def test_a_disk_that_fails_for_any_reason_at_any_call_is_told_and_loses_nothing(job, code):
-    for _, result in stopped_at_each(job, lambda at: FailingDisk(code, at)):
-        assert_told(result, job)
-        job.check()
-        job.finish()
+def test_a_disk_that_fails_for_any_reason_at_any_call_is_told_and_loses_nothing(short_job, code):
+    for _, result in stopped_at_each(short_job, lambda at: FailingDisk(code, at)):
+        assert_told(result, short_job)
+        short_job.check()
+        short_job.finish()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("names_lost", [False, True])
-def test_a_machine_that_stops_before_any_call_to_the_disk_loses_nothing(job, tmp_path, names_lost):
+def test_a_machine_that_stops_before_any_call_to_the_disk_loses_nothing(short_job, tmp_path, names_lost):
     (tmp_path / "spare").mkdir()
-    for disk, _ in stopped_at_each(job, lambda at: PowerCut(at, tmp_path / "spare", names_lost=names_lost)):
-        disk.happen(job.root)
-        job.check()
-        job.finish()
+    for disk, _ in stopped_at_each(short_job, lambda at: PowerCut(at, tmp_path / "spare", names_lost=names_lost)):
+        disk.happen(short_job.root)
+        short_job.check()
+        short_job.finish()
 
 
 def test_on_a_disk_that_cannot_be_written_what_is_finished_can_be_used_and_nothing_else_is_begun(finished, monkeypatch):
