@@ -172,7 +172,7 @@ def test_a_run_that_cannot_be_read_is_told(job):
 def test_everything_is_in_the_json(job):
     (job.work / "runs" / ".other.building").mkdir()
     told = facts()
-    assert told.keys() == {"work", "dataset", "caches", "runs", "abandoned"}
+    assert told.keys() == {"work", "dataset", "caches", "runs", "unfinished", "abandoned"}
     (cache,), (run,) = told["caches"], told["runs"]
     assert (cache["rows"], cache["shards"], cache["precision"]) == (22, {"there": 6, "planned": 6}, "fp32")
     assert (run["head"], run["folds"], run["missing_files"]) == ("linear", 3, [])
