@@ -41,6 +41,8 @@ from tests.faulty_disk import (
 )
 from tests.workers_here import workers_here
 
+pytestmark = pytest.mark.timeout(1800)  # a job that is stopped everywhere runs hundreds of times
+
 CODES = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 TRAIN, TEST = 6, 4
 
@@ -241,7 +243,7 @@ def check_ids() -> None:
     assert ids == ["ID", *(f"test-{row}" for row in range(TEST))]
 
 
-SOMETIMES = {"extract": SLOW, "train-heads": SLOW, "submit": SLOW, "finetune": (SLOW, pytest.mark.timeout(1800))}
+SOMETIMES = {"extract": SLOW, "train-heads": SLOW, "submit": SLOW, "finetune": SLOW}
 PARAMETERS = {name: pytest.param(name, marks=SOMETIMES.get(name, ())) for name in COMMANDS}
 
 
