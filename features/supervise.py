@@ -39,6 +39,7 @@ DEATHS_IN_A_ROW = 20
 JOBS_EACH = 2  # that a worker holds: one is worked on, for the next one it reads already
 LAST_WORDS = 15  # lines of a worker's stderr that are kept
 GRACE_SECONDS = 5.0  # for workers to end
+OVERSLEPT_SECONDS = 1.0  # later than that nobody wakes who is waiting
 PIPES_SECONDS = 1.0  # for their pipes to end: what a library has started in them may have inherited one, and live on
 
 
@@ -197,8 +198,11 @@ class Supervisor(Generic[Job, Result]):
             yield from self._hear(self._news.get(timeout=max(patience, 0.0)))
             for _ in range(self._news.qsize()):  # whoever has said something must not be called silent
                 yield from self._hear(self._news.get_nowait())
+        now = time.monotonic()
         for slot in self._slots:
-            if slot.held and time.monotonic() > slot.deadline:
+            if slot.held and now > slot.deadline + OVERSLEPT_SECONDS:  # we were stopped, and perhaps all of us
+                slot.deadline = now + self._patience
+            elif slot.held and now > slot.deadline:
                 yield from self._bury(slot, f"said nothing for {self._patience:g} s")
 
     def _hear(self, news: "_News[Job]") -> Iterator[Told[Job] | Done[Job, Result] | Lost[Job]]:
@@ -255,7 +259,7 @@ class Supervisor(Generic[Job, Result]):
                 self._again.insert(0, ticket)
 
     def _count_death(self, slot: "_Slot[Job]", what: str, handed_back: int) -> None:
-        last_words = "".join(f"\n  {line}" for line in slot.last_words)
+        last_words = "".join(f"\n  {line}" for line in tuple(slot.last_words))
         self._deaths_in_a_row += 1
         slot.false_starts += not slot.is_ready
         if slot.false_starts >= FALSE_STARTS or (slot.others_finish and len(slot.victims) >= VICTIMS):

@@ -201,6 +201,7 @@ class PruneConfig(WorkFolderConfig):
     yes: Annotated[bool, "remove the files; without it they are only listed"] = False
     cache: Annotated[tuple[str, ...], "encoder whose whole cache is removed; may be repeated", REPEATABLE] = ()
     run: Annotated[tuple[str, ...], "run to remove; may be repeated", REPEATABLE] = ()
+    unfinished: Annotated[tuple[str, ...], "run whose unfinished fine-tuning is given up", REPEATABLE] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -53,7 +53,7 @@ def finetune(config: FinetuneConfig, progress: Progress) -> Outcome:
     stage = Stage.prepared(config, workspace, dataset, progress)
     with building(stage.folder) as aside:
         metrics = stage.run(aside, begun)
-    durable.remove_tree(stage.tuning)  # all that is in it stands in the run now
+    durable.discard_tree(stage.tuning)  # all that is in it stands in the run now
     return outcome(config, stage.folder, metrics, has_test=dataset.test is not None)
 
 

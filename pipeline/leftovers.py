@@ -51,7 +51,7 @@ class Scope:
     caches: Sequence[Path]
     whole: bool = False  # every file of the caches goes, not only leftovers
     runs: Sequence[Path] = ()  # of which every file goes
-    tunings: Sequence[Unfinished] = ()  # which go whole with a run that was named, and stay otherwise
+    tunings: Sequence[Unfinished] = ()  # which go whole if they were named, and stay otherwise
     abandoned: Mapping[Path, Path] = field(default_factory=dict)
     temporary: Sequence[Path] = ()  # folders that may hold temporary files and folders, which need no lock
     outside: Sequence[Path] = ()
@@ -73,9 +73,10 @@ class Scope:
             _find_in_run(run, findings)
         for tuning in self.tunings:
             if self.whole:
-                findings.items.append(Item(tuning.folder, "unfinished fine-tuning", tuning.size_bytes))
+                _find_tuning(tuning, findings)
             else:
-                findings.left.append(f"{tuning.told} in {tuning.folder}: `vp prune --run {tuning.name}` removes it")
+                give_up = f"`vp prune --unfinished {tuning.name}` gives it up"
+                findings.left.append(f"{tuning.told} in {tuning.folder}: {give_up}")
         for path in self.abandoned:
             findings.items.append(Item(path, "abandoned run", _tree_bytes(path)))
         for folder in self.temporary:
@@ -109,17 +110,17 @@ def scope_of(config: PruneConfig, workspace: Workspace) -> Scope:
             (kept if path.resolve().is_relative_to(root) else outside).append(path)
         return kept
 
-    if config.cache or config.run:
+    tunings = [tuning for tuning in unfinished(workspace.runs) if inside([tuning.folder])]
+    if config.cache or config.run or config.unfinished:
         caches = inside(folder for folder in workspace.cache_folders() if folder.parent.name in config.cache)
-        there = set(run_names(workspace.runs))
-        runs = inside(workspace.run(name) for name in config.run if name in there)
-        tunings = [tuning for tuning in unfinished(workspace.runs) if tuning.name in config.run]
-        return Scope(caches=caches, whole=True, runs=runs, tunings=tunings, outside=outside)
+        runs = inside(map(workspace.run, config.run))
+        named = [tuning for tuning in tunings if tuning.name in config.unfinished]
+        return Scope(caches=caches, whole=True, runs=runs, tunings=named, outside=outside)
     runs = inside(workspace.runs / name for name in run_names(workspace.runs))
     others = inside([workspace.root, workspace.models, workspace.runs, workspace.root / "submissions"])
     return Scope(
         caches=inside(workspace.cache_folders()),
-        tunings=unfinished(workspace.runs) if workspace.runs in others else [],
+        tunings=tunings,
         abandoned=abandoned(workspace.runs) if workspace.runs in others else {},
         temporary=[*others, *runs],
         outside=outside,
@@ -153,6 +154,15 @@ def _find_in_run(folder: Path, findings: Findings) -> None:
             findings.items.append(Item(path, f"run {folder.name}", path.lstat().st_size))
         else:
             findings.left.append(f"{path} was not written by vp")
+
+
+def _find_tuning(tuning: Unfinished, findings: Findings) -> None:
+    if foreign := tuning.foreign:
+        findings.left.append(
+            f"{tuning.folder} stays, as vp did not write {foreign[0].relative_to(tuning.folder)} in it"
+        )
+    else:
+        findings.items.append(Item(tuning.folder, "unfinished fine-tuning", tuning.size_bytes))
 
 
 def is_plain(path: Path) -> bool:

@@ -51,8 +51,13 @@ def prune(config: PruneConfig, progress: Progress) -> Outcome:
 
 def _refuse_unknown(config: PruneConfig, workspace: Workspace) -> None:
     tags = sorted({folder.parent.name for folder in workspace.cache_folders()})
-    runs = sorted({*run_names(workspace.runs), *(tuning.name for tuning in unfinished(workspace.runs))})
-    for option, wanted, there in (("cache", config.cache, tags), ("run", config.run, runs)):
+    tunings = [tuning.name for tuning in unfinished(workspace.runs)]
+    options = (
+        ("cache", config.cache, tags),
+        ("run", config.run, run_names(workspace.runs)),
+        ("unfinished", config.unfinished, tunings),
+    )
+    for option, wanted, there in options:
         unknown = [name for name in wanted if name not in there]
         if unknown:
             known = ", ".join(there) or "none"
@@ -72,7 +77,7 @@ def _remove(item: Item) -> None:
     if is_plain(item.path):
         durable.remove(item.path)
     else:  # an abandoned run, or what was never finished: no other folder is removed whole
-        durable.remove_tree(item.path)
+        durable.discard_tree(item.path)
 
 
 def _outcome(config: PruneConfig, findings: Findings) -> Outcome:
@@ -97,5 +102,6 @@ def _outcome(config: PruneConfig, findings: Findings) -> Outcome:
 def _next(config: PruneConfig, findings: Findings) -> str:
     if config.yes or not findings.items:
         return f"vp status{repeated_flags(config, ('work',))}"
-    chosen = "".join(f" --cache {tag}" for tag in config.cache) + "".join(f" --run {name}" for name in config.run)
+    named = {"cache": config.cache, "run": config.run, "unfinished": config.unfinished}
+    chosen = "".join(f" --{option} {name}" for option, names in named.items() for name in names)
     return f"vp prune --yes{chosen}{repeated_flags(config, ('work',))}"

@@ -15,6 +15,11 @@ MAX_JOINED_NAMES = 150
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
+def is_run_name(name: str) -> bool:
+    """Whether a run may be called so."""
+    return _NAME.fullmatch(name) is not None
+
+
 @dataclass(frozen=True)
 class Workspace:
     """The work folder, which is made when something is written to it.
@@ -52,7 +57,7 @@ class Workspace:
 
     def run(self, name: str) -> Path:
         """The folder of one run."""
-        if not _NAME.fullmatch(name):
+        if not is_run_name(name):
             raise UsageError(
                 "a run's name is made of letters, digits, '.', '_' and '-', up to 64, and begins with a letter or a "
                 f"digit, not {name!r}"

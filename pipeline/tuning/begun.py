@@ -12,6 +12,7 @@ from features.progress import Progress
 from pipeline.config import FinetuneConfig
 from pipeline.runs import Run
 from pipeline.settings import to_plain
+from pipeline.tuning.unfinished import BEGUN
 
 BESIDE_THE_POINT = {"gpus", "device", "num_workers", "force", "wandb", "data", "work", "name", "init", "model"}
 """Options that an unfinished training may be continued without: they do not change where it ends."""
@@ -39,8 +40,10 @@ def begin(folder: Path, name: str, ours: Mapping[str, Any], progress: Progress) 
     CacheError
         The note is damaged.
     """
-    path = folder / "begun.json"
+    path = folder / BEGUN
     if not path.is_file():
+        for fold in folder.glob("fold*"):  # nobody knows how they were begun
+            durable.remove_tree(fold)
         threads = own_threads()
         durable.publish(path, json.dumps({**ours, _THREADS: threads}, indent=1) + "\n")
         return threads

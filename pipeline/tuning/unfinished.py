@@ -4,18 +4,23 @@
 .<run>.tuning/fold<n>/state.json    the last finished epoch, and the files of its tensors
 """
 
+import contextlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from features import durable
 from features.errors import CacheError
 from heads.members import EpochRecord
 from pipeline.outcome import size_told
+from pipeline.workspace import is_run_name
 
-STATE = "state.json"
+BEGUN, STATE = "begun.json", "state.json"
 _SUFFIX = ".tuning"
+_OURS = re.compile(rf"{BEGUN}|fold\d+/({STATE}|\w+-epoch\d+\.safetensors)|(fold\d+/)?{durable.TEMPORARY.pattern}")
 
 
 def tuning_folder(run: Path) -> Path:
@@ -35,7 +40,6 @@ class Unfinished:
     run: Path
     folder: Path
     epochs: Mapping[str, int]
-    size_bytes: int
 
     @property
     def name(self) -> str:
@@ -45,14 +49,29 @@ class Unfinished:
     @property
     def told(self) -> str:
         """How far it is."""
-        done = ", ".join(f"{epoch} of {fold}" for fold, epoch in self.epochs.items()) or "none yet"
+        done = ", ".join(f"{fold} {epoch}" for fold, epoch in self.epochs.items()) or "none yet"
         return f"fine-tuning {self.name} is unfinished (epochs: {done}; {size_told(self.size_bytes)})"
+
+    @property
+    def size_bytes(self) -> int:
+        """Of its files, as they are now: somebody may be training."""
+        return sum(map(_size_bytes, self._files()))
+
+    @property
+    def foreign(self) -> list[Path]:
+        """Files in its folder that vp did not write."""
+        return [path for path in self._files() if not _OURS.fullmatch(path.relative_to(self.folder).as_posix())]
+
+    def _files(self) -> list[Path]:
+        with contextlib.suppress(OSError):  # folders come and go
+            return [path for path in sorted(self.folder.rglob("*")) if path.is_symlink() or not path.is_dir()]
+        return []
 
 
 def unfinished(runs: Path) -> list[Unfinished]:
     """Every fine-tuning that was begun and has not finished, by name; a state that is damaged has no finished epoch."""
-    folders = [path for path in sorted(runs.glob(f".*{_SUFFIX}")) if path.is_dir() and not path.is_symlink()]
-    return [_unfinished(folder) for folder in folders]
+    folders = [path for path in sorted(runs.glob(f".*{_SUFFIX}")) if (path / BEGUN).is_file() and not path.is_symlink()]
+    return [_unfinished(folder) for folder in folders if is_run_name(_run_name(folder))]
 
 
 def state_facts(folder: Path) -> dict[str, Any] | None:
@@ -80,10 +99,19 @@ def records_so_far(folder: Path) -> list[EpochRecord]:
 
 
 def _unfinished(folder: Path) -> Unfinished:
-    run = folder.with_name(folder.name[1:].removesuffix(_SUFFIX))
-    epochs = {fold.name: _epoch(fold) for fold in sorted(folder.glob("fold*"))}
-    size_bytes = sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
-    return Unfinished(run, folder, epochs, size_bytes)
+    folds = sorted(folder.glob("fold*"), key=lambda fold: (len(fold.name), fold.name))
+    return Unfinished(folder.with_name(_run_name(folder)), folder, {fold.name: _epoch(fold) for fold in folds})
+
+
+def _run_name(folder: Path) -> str:
+    return folder.name[1:].removesuffix(_SUFFIX)
+
+
+def _size_bytes(path: Path) -> int:
+    try:
+        return path.lstat().st_size
+    except OSError:
+        return 0
 
 
 def _epoch(fold: Path) -> int:

@@ -145,6 +145,18 @@ def test_a_worker_that_says_nothing_is_ended_and_its_job_done_again(office):
     assert "said nothing for 6 s" in warnings[0]
 
 
+def test_a_supervisor_that_was_stopped_itself_calls_nobody_silent(tmp_path):
+    """Ctrl-Z stops it with its workers; here only whoever listens to it is slow."""
+    warnings, done = [], []
+    with Supervisor(Clerk(tmp_path), ["a"], patience_seconds=3.0, warn=warnings.append) as workers:
+        for event in workers.run(0, iter([(0, "long", 0)])):
+            if isinstance(event, Told) and not done:
+                time.sleep(7)
+            done.append(event)
+    assert isinstance(done[-1], Done)
+    assert warnings == []
+
+
 def test_an_error_that_a_user_can_mend_arrives_as_it_was_raised(office):
     with pytest.raises(StorageError, match="No space left on device"):
         office([*plain(range(3)), (3, "disk full", 1)])

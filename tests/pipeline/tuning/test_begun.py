@@ -22,6 +22,13 @@ def begun(folder, parts=PARTS, precision="fp32", **options):
     return begin(folder, "tuned", decisive(FinetuneConfig(**options), run, precision, "videos"), Silent())
 
 
+def test_states_of_which_nobody_knows_how_they_were_begun_go(folder):
+    (folder / "fold0").mkdir(parents=True)
+    (folder / "fold0" / "state.json").write_text("{}")
+    begun(folder)
+    assert [path.name for path in folder.iterdir()] == ["begun.json"]
+
+
 def test_the_threads_of_the_beginning_are_those_of_the_end(folder, monkeypatch):
     monkeypatch.setattr(module, "own_threads", lambda: 3)
     assert begun(folder) == 3
