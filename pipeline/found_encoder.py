@@ -66,4 +66,4 @@ def _source(tag: str, made_with: Mapping[str, str] | None) -> str | None:
     """What `--model` would be; None for a local folder, of which only the last part of the name is stored."""
     source = tag.replace("--", "/", 1) if made_with is None else made_with.get("source", "")
     name = tag if tag in (TINY, *SHORT_NAMES) else source
-    return name if name in (TINY, *SHORT_NAMES) or "/" in name or Path(name).is_dir() else None
+    return name if name in (TINY, *SHORT_NAMES) or "/" in name or (name and Path(name).is_dir()) else None

@@ -10,6 +10,7 @@ from jaxtyping import Int32, Int64, Shaped, UInt8
 
 from features.dates import ages_years, calendar_columns
 from features.errors import CacheError, UsageError
+from features.kinds import SEPARATE
 from features.store import EmbeddingStore
 from features.videos import VideoTable
 from features.words import hashed_words
@@ -104,7 +105,9 @@ def open_stores(workspace: Workspace, sources: Sequence[Source], split: str) -> 
             stores[source.tag] = EmbeddingStore.open(workspace.cache(source.tag, split))
         if source.tag and source.kind not in stores[source.tag].plan.dims:
             folder = stores[source.tag].folder
-            raise CacheError(f"the cache in {folder} has no {source.kind}: run `vp extract --model {source.tag}`")
+            separate = " --text separate" if source.kind in SEPARATE else ""
+            extract = f"vp extract --model {source.tag}{separate}"
+            raise CacheError(f"the cache in {folder} has no {source.kind}: run `{extract}`")
     return stores
 
 

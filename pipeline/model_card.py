@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from features.kinds import SEPARATE
 from features.videos import VideoTable
 from pipeline.config import FinetuneConfig, TrainHeadsConfig
 from pipeline.settings import options_of, to_plain
@@ -153,7 +154,11 @@ _SPLITS = {
 def _reproduce(facts: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     lines = ["## Making it again", "", "In a folder that holds the dataset:", "", "```console"]
-    lines += [f"$ vp extract --model {shlex.quote(tag)}" for tag in facts["encoders"]]
+    apart = {source["tag"] for source in facts["sources"] if source["kind"] in SEPARATE}
+    lines += [
+        f"$ vp extract --model {shlex.quote(tag)}{' --text separate' if tag in apart else ''}"
+        for tag in facts["encoders"]
+    ]
     tuned = facts.get("finetuned_from")
     trained_with = facts["config"] if tuned is None else tuned["config"]
     lines.append(f"$ vp train-heads{_flags(trained_with, TrainHeadsConfig)}")

@@ -62,15 +62,17 @@ class FailingDisk(SteppedDisk):
 
     def __init__(self, code: int, at: int) -> None:
         self.left, self._code = at, code
+        self.failed = ""
 
     @property
     def happened(self) -> bool:
         """Whether there were so many calls."""
         return self.left <= 0
 
-    def before(self, _call):
+    def before(self, call):
         self.left -= 1
         if self.left == 0:
+            self.failed = call
             raise OSError(self._code, os.strerror(self._code))
 
 

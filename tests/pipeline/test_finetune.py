@@ -93,6 +93,7 @@ def test_titles_and_descriptions_apart_are_tuned_by_one_tower(apart, tmp_path, m
     run = open_run(Path("work/runs") / NAME)
     assert [source["kind"] for source in run.part("sources")] == ["title", "description", "age"]
     assert_predictions_are_those_stored(moment, within=5e-3)
+    assert "$ vp extract --model tiny --text separate\n" in run.verified("model_card.md").read_text()
 
 
 def assert_predictions_are_those_stored(moment, within):
