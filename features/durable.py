@@ -164,8 +164,10 @@ def discard_tree(folder: Path) -> None:
     """Delete a folder in one step for whoever reads it: a process that dies meanwhile leaves no half of it."""
     if folder.exists():
         aside = _temporary_beside(folder)
-        move(folder, aside)
-        remove_tree(aside)
+        try:
+            move(folder, aside)
+        finally:
+            remove_tree(aside)  # also if only the flush of the new name has failed
 
 
 def make_folder(folder: Path) -> None:
