@@ -90,7 +90,7 @@ def _learn_merges(words: list[str]) -> list[tuple[str, str]]:
     while counts := Counter(pair for pieces in spelled for pair in pairwise(pieces)):
         best = min(counts, key=lambda pair: (-counts[pair], pair))
         merges.append(best)
-        spelled = [_merged(pieces, best) for pieces in spelled]
+        spelled = [_merged(pieces, best) if best[0] in pieces else pieces for pieces in spelled]
     return merges
 
 

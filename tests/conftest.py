@@ -6,7 +6,10 @@ from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd  # noqa: F401 - see below
 import pytest
+import torch  # noqa: F401
+import transformers.image_processing_utils  # noqa: F401
 from PIL import Image
 
 from features.cache import CacheSummary, Recipe, make_cache
@@ -18,6 +21,9 @@ from features.shard_worker import ShardSetup
 from features.texts import joined
 from features.videos import VideoTable, read_videos
 from tests.workers_here import SupervisorHere, workers_here
+
+# pandas, torch and transformers are imported here because of the hook that checks shapes: whatever one of our modules is
+# the first to import is compiled from its source once more, in every process, which takes 15 seconds.
 
 PREPROCESS = ImagePreprocess(
     mode="shortest",

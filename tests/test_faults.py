@@ -168,16 +168,22 @@ def finished(tmp_path_factory, small_and_still):
 
 
 class Job:
-    """A command in a folder of its own, which can be had anew, and what it finds and makes undisturbed."""
+    """A command in a folder of its own, which can be had anew, and what it finds and makes undisturbed.
 
-    def __init__(self, command: Command, finished: Path, root: Path) -> None:
+    It is stopped at every call to the disk, or at one of each kind: the middle one.
+    """
+
+    def __init__(self, command: Command, finished: Path, root: Path, *, at_every_call: bool = True) -> None:
         self.command, self._finished, self.root = command, finished, root
         self.anew()
         self._finished_from: set[object] = set()
         self.old = command.found()
         disk = CountingDisk()
         assert self.run(disk).exit_code == 0
-        self.calls = disk.calls
+        self.stops = list(enumerate(disk.calls, start=1))
+        if not at_every_call:
+            kinds = [[stop for stop in self.stops if stop[1] == kind] for kind in sorted(set(disk.calls))]
+            self.stops = [stops[len(stops) // 2] for stops in kinds]
         self.new, self.names = command.found(), self.published()
         assert self.new
         assert self.new != self.old
@@ -243,17 +249,22 @@ def check_ids() -> None:
     assert ids == ["ID", *(f"test-{row}" for row in range(TEST))]
 
 
-SOMETIMES = {"extract": SLOW, "train-heads": SLOW, "submit": SLOW, "finetune": SLOW}
-PARAMETERS = {name: pytest.param(name, marks=SOMETIMES.get(name, ())) for name in COMMANDS}
+ALWAYS = ["extract again", "train-heads again", "submit again", "report", "predict"]
 
 
-@pytest.fixture(params=PARAMETERS.values())
+@pytest.fixture(
+    params=[
+        *(pytest.param((name, False), id=name) for name in ALWAYS),
+        *(pytest.param((name, True), id=f"{name}, every call", marks=SLOW) for name in COMMANDS),
+    ]
+)
 def job(request, finished, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    return Job(COMMANDS[request.param], finished, tmp_path / "job")
+    name, at_every_call = request.param
+    return Job(COMMANDS[name], finished, tmp_path / "job", at_every_call=at_every_call)
 
 
-@pytest.fixture(params=[parameter for name, parameter in PARAMETERS.items() if name != "finetune"])
+@pytest.fixture(params=[name for name in COMMANDS if name != "finetune"])
 def short_job(request, finished, tmp_path, monkeypatch):
     """One that takes no minutes to be stopped everywhere."""
     monkeypatch.chdir(tmp_path)
@@ -261,8 +272,8 @@ def short_job(request, finished, tmp_path, monkeypatch):
 
 
 def stopped_at_each(job: Job, disk_at: Callable[[int], Any], but: str = "") -> Iterator[tuple[Any, Any]]:
-    """The disk and the result (None for a process that died) of a run that is stopped at call 1, 2, ... to the disk."""
-    for at, call in enumerate(job.calls, start=1):
+    """The disk and the result (None for a process that died) of each run that is stopped at some call to the disk."""
+    for at, call in job.stops:
         if call != but:
             job.anew()
             disk = disk_at(at)
@@ -365,7 +376,7 @@ def test_a_process_that_is_really_gone_leaves_what_the_next_one_needs(finished, 
     environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parent)}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment}
     with subprocess.Popen([sys.executable, "-c", DIE], **pipes) as forking:
-        for at in range(1, len(job.calls), max(1, len(job.calls) // 6)):
+        for at, _ in job.stops[:: max(1, len(job.stops) // 6)]:
             job.anew()
             print(job.root, at, job.command.words, file=forking.stdin, flush=True)
             assert forking.stdout.readline() == "137\n"

@@ -258,17 +258,20 @@ def test_any_sequence_of_kills_ends_in_the_undisturbed_cache(cache_world, fake_e
 
 
 @pytest.mark.parametrize(
-    "failure",
+    ("failure", "every"),
     [
-        Crash(),
-        pytest.param(OSError(errno.ENOSPC, "No space left on device"), marks=pytest.mark.slow),
-        pytest.param(OSError(errno.EIO, "I/O"), marks=pytest.mark.slow),
+        (Crash(), 7),
+        pytest.param(Crash(), 1, marks=pytest.mark.slow),
+        pytest.param(OSError(errno.ENOSPC, "No space left on device"), 1, marks=pytest.mark.slow),
+        pytest.param(OSError(errno.EIO, "I/O"), 1, marks=pytest.mark.slow),
     ],
 )
-def test_stopping_before_any_step_on_the_disk_loses_nothing(cache_world, fake_encoder, tmp_path, monkeypatch, failure):
+def test_stopping_before_any_step_on_the_disk_loses_nothing(
+    cache_world, fake_encoder, tmp_path, monkeypatch, failure, every
+):
     make(cache_world, fake_encoder(), rows_per_shard=16)
     undisturbed = names(cache_world)
-    for at in range(1, 500):
+    for at in range(1, 500, every):
         cache_world.folder = tmp_path / f"stopped-{at}"
         failing = FailingCalls(failure, at)
         monkeypatch.setattr(durable, "calls", failing)

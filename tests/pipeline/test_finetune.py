@@ -201,6 +201,7 @@ def metrics(name):
     return {key: value for key, value in found.items() if key not in {"run", "seconds"}}
 
 
+@pytest.mark.slow
 def test_a_fold_whose_worker_dies_is_handed_out_again(job, monkeypatch):
     mark = job / "died"
     folder = Path("work/runs/.again.tuning")
@@ -234,7 +235,8 @@ def test_a_killed_command_goes_on_at_its_last_epoch_with_as_many_threads(job, mo
 
 
 def test_additions_are_kept_small_and_predict_without_peft(job, monkeypatch):
-    finetuned(*AGAIN, "--lora", 2, "--lr", 1e-2)
+    with workers_here():
+        finetuned(*AGAIN, "--lora", 2, "--lr", 1e-2)
     sizes = [
         sum(path.stat().st_size for path in (Path("work/runs") / name / "checkpoints").glob("*_final_towers.*"))
         for name in ("again", NAME)
