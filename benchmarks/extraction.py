@@ -31,6 +31,9 @@ import transformers
 from PIL import Image
 from transformers import CLIPModel, CLIPProcessor
 
+from features.towers import Place
+from pipeline.extract import CPU_ROWS_PER_SHARD, GPU_ROWS_PER_SHARD
+
 MAX_TOKENS = 77
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -148,19 +151,22 @@ class Rivals:
         return measure
 
     def _inputs_that_are_ready(self) -> list[tuple[str, torch.Tensor]]:
-        """Batches of pixels, and of tokens sorted by length and trimmed to a multiple of eight, as vp does."""
+        """Batches of pixels, and of tokens sorted by length within a shard and hardly padded, as vp makes them."""
         batches: list[tuple[str, torch.Tensor]] = []
         if self.with_images:
             starts = range(0, len(self.paths), self.batch)
             batches += [("pixel_values", self._pixels(self.paths[start : start + self.batch])) for start in starts]
         tokens = self.processor.tokenizer(self.texts, truncation=True, max_length=MAX_TOKENS)["input_ids"]
-        tokens.sort(key=len)
         end = self.processor.tokenizer.eos_token_id
-        for start in range(0, len(tokens), self.batch):
-            batch = tokens[start : start + self.batch]
-            width = min(MAX_TOKENS, -(-max(map(len, batch)) // 8) * 8)
-            ids = torch.tensor([ids + [end] * (width - len(ids)) for ids in batch])
-            batches.append(("input_ids", ids.to(self.device)))
+        step = Place.of(self.device, "fp32").token_step
+        shard_rows = CPU_ROWS_PER_SHARD if self.device == "cpu" else GPU_ROWS_PER_SHARD
+        for first in range(0, len(tokens), shard_rows):
+            shard = sorted(tokens[first : first + shard_rows], key=len)
+            for start in range(0, len(shard), self.batch):
+                batch = shard[start : start + self.batch]
+                width = min(MAX_TOKENS, -(-len(batch[-1]) // step) * step)
+                ids = torch.tensor([ids + [end] * (width - len(ids)) for ids in batch])
+                batches.append(("input_ids", ids.to(self.device)))
         return batches
 
     def _pixels(self, paths: list[Path]) -> torch.Tensor:

@@ -48,13 +48,12 @@ class ClipEncoder:
         Tokenizer and text tower do not fit together.
     """
 
-    trims_text = True  # causal attention: what follows the end token cannot change its vector
-
     def __init__(self, config: EncoderConfig, kinds: Sequence[str], device: str, precision: str) -> None:
         self.config = config
         self.max_tokens = config.text.max_tokens if config.text else 0
         self.towers: dict[str, Any] = {}
         self._place = Place.of(device, precision)
+        self.token_step = self._place.token_step  # attention is causal: what follows the end token cannot matter
         with quiet_transformers():
             if "image" in kinds:
                 self.towers["image"] = self._load(CLIPVisionModelWithProjection, "vision_config")

@@ -21,7 +21,7 @@ class DinoEncoder:
     """
 
     max_tokens = 0
-    trims_text = False
+    token_step = None
 
     def __init__(self, config: EncoderConfig, _kinds: Sequence[str], device: str, precision: str) -> None:
         self.config = config

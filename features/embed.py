@@ -22,9 +22,6 @@ from features.texts import Prompt
 
 Item = TypeVar("Item")
 
-TOKEN_STEP = 8
-"""Text batches are trimmed to a multiple of this many tokens: few distinct shapes, little padding."""
-
 
 @runtime_checkable
 class Encoder(Protocol):
@@ -35,8 +32,8 @@ class Encoder(Protocol):
         """The longest text in tokens, with its start and end."""
 
     @property
-    def trims_text(self) -> bool:
-        """Whether padding may be left away without changing a vector."""
+    def token_step(self) -> int | None:
+        """Batches of texts are padded to a multiple of this many tokens; None asks for `max_tokens` always."""
 
     def encode_images(self, pixels: UInt8[np.ndarray, "batch 3 height width"]) -> Float32[np.ndarray, "batch dim"]:
         """Vectors of preprocessed crops (not normalised)."""
@@ -285,9 +282,8 @@ class _Flights:
 
 def padded_length(longest: int, encoder: Encoder) -> int:
     """How many tokens a batch of texts is padded to, whose longest has so many."""
-    if not encoder.trims_text:
-        return encoder.max_tokens
-    return min(encoder.max_tokens, -(-longest // TOKEN_STEP) * TOKEN_STEP)
+    step = encoder.token_step
+    return encoder.max_tokens if step is None else min(encoder.max_tokens, -(-longest // step) * step)
 
 
 class _Rows:

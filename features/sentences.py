@@ -56,8 +56,6 @@ class SentenceEncoder:
     Parameters and errors are those of `features.clip.ClipEncoder`.
     """
 
-    trims_text = True  # masked padding weighs nothing: trimmed and padded vectors differ by rounding
-
     def __init__(self, config: EncoderConfig, _kinds: Sequence[str], device: str, precision: str) -> None:
         if config.text is None:
             raise ValueError(f"{config.tag} has no text policy")
@@ -66,6 +64,7 @@ class SentenceEncoder:
         self._policy = config.text
         self._pool = POOLINGS[config.text.pooling]
         self._place = Place.of(device, precision)
+        self.token_step = self._place.token_step  # padding is masked: with less of it vectors differ by rounding
         self._tokenizer = read_tokenizer(config.folder)
         model, options = _MODELS[config.family]
         with quiet_transformers():

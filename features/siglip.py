@@ -31,7 +31,7 @@ class SiglipEncoder:
     """
 
     # The text tower attends to padding, was trained with it, and reads its vector at the last position.
-    trims_text = False
+    token_step = None
 
     def __init__(self, config: EncoderConfig, kinds: Sequence[str], device: str, precision: str) -> None:
         self.config = config

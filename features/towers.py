@@ -21,6 +21,9 @@ from features.preprocess import ImagePreprocess, normalise
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+GPU_TOKEN_STEP = 8
+
+
 class Place(NamedTuple):
     """Where an encoder runs, and the type of its weights and activations."""
 
@@ -31,6 +34,11 @@ class Place(NamedTuple):
     def of(cls, device: str, precision: str) -> "Place":
         """Device as torch names it ("cpu", "cuda:0"); precision "fp32", "bf16" or "fp16"."""
         return cls(torch.device(device), _DTYPES[precision])
+
+    @property
+    def token_step(self) -> int:
+        """For encoders whose texts may be trimmed: few distinct shapes on a GPU, no token too many on a CPU."""
+        return 1 if self.device.type == "cpu" else GPU_TOKEN_STEP
 
 
 def read_tower(tower_class: Any, encoder: EncoderConfig, **options: Any) -> Any:

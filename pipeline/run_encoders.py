@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float16, Float32, UInt8
 
-from features.embed import Encoder, rounded
+from features.embed import Encoder, padded_length, rounded
 from features.encoders import EncoderConfig, cache_tag
 from features.errors import CacheError, UsageError
 from features.families import load_encoder
@@ -110,8 +110,7 @@ class RunEncoders:
             return _Made(None, Status.EMPTY_TEXT)
         tower = self._tower(tag, TEXT)
         (tokens,), _ = tower.tokenize([prompt])
-        length = len(tokens) if tower.trims_text else tower.max_tokens
-        return _Made(tower.encode_tokens([tokens], length)[0], Status.OK)
+        return _Made(tower.encode_tokens([tokens], padded_length(len(tokens), tower))[0], Status.OK)
 
     def _encoder(self, tag: str) -> EncoderConfig:
         return self._found(tag).config

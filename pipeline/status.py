@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from features.errors import CacheError
-from features.inspection import LEFTOVERS, Inspection, Role
+from features.inspection import LEFTOVERS, Inspection, Role, Writer, writer_of
 from features.progress import Progress
 from pipeline.cache_state import CacheState, cache_state
 from pipeline.config import StatusConfig
@@ -17,9 +17,9 @@ from pipeline.dataset import Dataset, comparable_dataset
 from pipeline.outcome import Outcome, size_told, table
 from pipeline.repairs import train_command
 from pipeline.run_state import RunState, run_state
-from pipeline.runs import abandoned, read_run, run_names
+from pipeline.runs import abandoned, lock_path, read_run, run_names
 from pipeline.settings import repeated_flags
-from pipeline.tuning.unfinished import unfinished
+from pipeline.tuning.unfinished import Unfinished, unfinished
 from pipeline.workspace import Workspace
 
 LISTED = 5
@@ -41,15 +41,20 @@ def status(config: StatusConfig, progress: Progress) -> Outcome:
     inspections = {cache.inspection.folder: cache.inspection for cache in caches}
     runs = [_run_state(config, workspace, name, inspections) for name in names]
     lines = [f"{_dataset_told(config, dataset)}", "", *_cache_lines(caches), "", *_run_lines(runs)]
-    lines += [f"{tuning.told}: the same `vp finetune` goes on with it" for tuning in tunings]
-    lines += [f"{path} was left by a process that died: `vp prune` removes it" for path in abandoned(workspace.runs)]
+    trainers = {tuning.name: writer_of(lock_path(tuning.run)) for tuning in tunings}
+    lines += [_tuning_line(tuning, trainers[tuning.name]) for tuning in tunings]
+    left = [path for path, run in abandoned(workspace.runs).items() if writer_of(lock_path(run)) is None]
+    lines += [f"{path} was left by a process that died: `vp prune` removes it" for path in left]
     facts = {
         "work": str(config.work),
         "dataset": None if dataset is None else {videos.split: len(videos) for videos in dataset.tables},
         "caches": [cache.facts for cache in caches],
         "runs": [_run_facts(run) for run in runs],
-        "unfinished": [{"run": tuning.name, "epochs": dict(tuning.epochs)} for tuning in tunings],
-        "abandoned": [str(path) for path in abandoned(workspace.runs)],
+        "unfinished": [
+            {"run": tuning.name, "epochs": dict(tuning.epochs), "writer": writer and vars(writer)}
+            for tuning, writer in zip(tunings, trainers.values(), strict=True)
+        ],
+        "abandoned": [str(path) for path in left],
     }
     return Outcome(lines, facts, _next(config, dataset, caches, runs), _error(caches, runs))
 
@@ -62,6 +67,11 @@ def _run_state(
         return run_state(read_run(folder), config, workspace, inspections)
     except CacheError as error:
         return RunState(name, train_command(name, config), {"name": name}, [str(error)], [], [])
+
+
+def _tuning_line(tuning: Unfinished, trainer: Writer | None) -> str:
+    goes_on = "the same `vp finetune` goes on with it" if trainer is None else f"it is being trained by {trainer}"
+    return f"{tuning.told}: {goes_on}"
 
 
 def _run_facts(run: RunState) -> dict[str, Any]:

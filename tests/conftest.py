@@ -22,7 +22,7 @@ from features.texts import joined
 from features.videos import VideoTable, read_videos
 from tests.workers_here import SupervisorHere, workers_here
 
-# pandas, torch and transformers are imported here because of the hook that checks shapes: whatever one of our modules is
+# pandas, torch and transformers are imported here because of the hook that checks shapes: what one of our modules is
 # the first to import is compiled from its source once more, in every process, which takes 15 seconds.
 
 PREPROCESS = ImagePreprocess(
@@ -40,7 +40,7 @@ class FakeEncoder:
     """Vectors that depend on the content alone; counts what it was asked to encode."""
 
     max_tokens = 20
-    trims_text = True
+    token_step = 8
 
     def __init__(self, before_batch: Callable[[], None] = lambda: None) -> None:
         self.images, self.texts, self.pads = 0, 0, []

@@ -114,7 +114,7 @@ class FragileEncoder:
     word: str = ""
     shift: float = 0.0
     max_tokens = 20
-    trims_text = True
+    token_step = 8
 
     def encode_images(self, pixels):
         if (np.abs(pixels.reshape(len(pixels), -1).mean(axis=1) - self.grey) < 1).any():

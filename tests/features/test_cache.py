@@ -258,17 +258,18 @@ def test_any_sequence_of_kills_ends_in_the_undisturbed_cache(cache_world, fake_e
 
 
 @pytest.mark.parametrize(
-    ("failure", "every"),
+    "failure_every",
     [
         (Crash(), 7),
-        pytest.param(Crash(), 1, marks=pytest.mark.slow),
-        pytest.param(OSError(errno.ENOSPC, "No space left on device"), 1, marks=pytest.mark.slow),
-        pytest.param(OSError(errno.EIO, "I/O"), 1, marks=pytest.mark.slow),
+        pytest.param((Crash(), 1), marks=pytest.mark.slow),
+        pytest.param((OSError(errno.ENOSPC, "No space left on device"), 1), marks=pytest.mark.slow),
+        pytest.param((OSError(errno.EIO, "I/O"), 1), marks=pytest.mark.slow),
     ],
 )
-def test_stopping_before_any_step_on_the_disk_loses_nothing(
-    cache_world, fake_encoder, tmp_path, monkeypatch, failure, every
+def test_stopping_before_steps_on_the_disk_loses_nothing(
+    cache_world, fake_encoder, tmp_path, monkeypatch, failure_every
 ):
+    failure, every = failure_every
     make(cache_world, fake_encoder(), rows_per_shard=16)
     undisturbed = names(cache_world)
     for at in range(1, 500, every):
@@ -386,7 +387,7 @@ def test_texts_are_padded_to_a_multiple_of_eight_and_no_further_than_the_encoder
     make(cache_world, encoder)
     assert set(encoder.pads) <= {8, 16, 20}
     whole = fake_encoder()
-    whole.trims_text = False
+    whole.token_step = None
     cache_world.folder = cache_world.folder.with_name("whole")
     make(cache_world, whole)
     assert set(whole.pads) == {20}

@@ -168,7 +168,7 @@ def test_short_texts_are_batched_with_short_ones_and_each_batch_is_padded_to_the
 
 def test_an_encoder_that_must_see_all_padding_gets_all_of_it(recorder):
     encoder = recorder()
-    encoder.trims_text = False
+    encoder.token_step = None
     encode_texts(encoder, ["a", "b", "c"], 2)
     assert encoder.pads == [20, 20]
 

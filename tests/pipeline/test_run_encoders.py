@@ -137,7 +137,7 @@ def test_what_a_vector_cannot_hold_marks_its_row(world, images, monkeypatch):
 
 
 class Huge:
-    max_tokens, trims_text = 20, True
+    max_tokens, token_step = 20, 1
     tokenize = encode_tokens = dict
 
     def encode_images(self, pixels):

@@ -1,14 +1,16 @@
 """What is told of a fine-tuning that has not finished, without reading its tensors."""
 
+import contextlib
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from features.lock import writer_lock
-from pipeline.runs import lock_path
+from pipeline.runs import building, lock_path
 from pipeline.tuning.unfinished import fold_folder, tuning_folder, unfinished
-from tests.command_line import vp
+from tests.command_line import last_json, vp
 
 GIVE_UP = ("prune", "--unfinished", "tuned", "--yes")
 
@@ -49,11 +51,24 @@ def test_a_link_is_not_followed(tmp_path):
     assert unfinished(tmp_path) == []
 
 
+def test_status_tells_who_trains_it_and_calls_nothing_of_it_left_over(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    begun(Path("work/runs/tuned"), json.dumps({"epoch": 1}))
+    with contextlib.suppress(KeyboardInterrupt), building(Path("work/runs/tuned")):
+        told = vp("status", "--json")
+        assert f"14 B): it is being trained by process {os.getpid()} on " in told.output
+        facts = last_json(told)
+        assert facts["unfinished"][0]["writer"]["pid"] == os.getpid()
+        assert facts["abandoned"] == []
+        raise KeyboardInterrupt
+
+
 def test_status_tells_of_it_and_prune_leaves_it_until_it_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = begun(Path("work/runs/tuned"), json.dumps({"epoch": 1}))
     told = "fine-tuning tuned is unfinished (epochs: fold0 1; "
     assert f"{told}14 B): the same `vp finetune` goes on with it" in vp("status").stdout
+    assert last_json(vp("status", "--json"))["unfinished"] == [{"run": "tuned", "epochs": {"fold0": 1}, "writer": None}]
     listed = vp("prune", "--yes")
     assert f"left alone: {told}14 B) in {folder}: `vp prune --unfinished tuned` gives it up" in listed.stdout
     assert folder.is_dir()
