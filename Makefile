@@ -23,11 +23,17 @@ demo: $(INSTALLED)  ## install, then run the main job on a drawn dataset (offlin
 # more than they save. The tests of a file stay together, because they share what they build.
 TEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses auto
 
-test: $(INSTALLED)  ## install, then run every test that is not slow
-	$(TEST) --dist loadfile -m 'not slow'
+FAST := --dist loadfile -m 'not slow'
 
-test-slow: $(INSTALLED)  ## the slow tests: more faults, at every call to the disk (some minutes)
+# What annotations say of shapes and types is compared with every call, which takes as long as the tests themselves.
+CHECKED := --jaxtyping-packages=features,heads,pipeline,beartype.beartype
+
+test: $(INSTALLED)  ## install, then run every test that is not slow
+	$(TEST) $(FAST)
+
+test-slow: $(INSTALLED)  ## the slow tests, and the others once more with every shape checked (half an hour)
 	$(TEST) -m slow tests
+	$(TEST) $(FAST) $(CHECKED)
 
 check: $(INSTALLED)  ## formatting, lint, types, and who may import whom
 	$(BIN)/ruff format --check .
