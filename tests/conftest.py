@@ -22,8 +22,8 @@ from features.texts import joined
 from features.videos import VideoTable, read_videos
 from tests.workers_here import SupervisorHere, workers_here
 
-# pandas, torch and transformers are imported here because of the hook of `make test-slow` that checks shapes: what one of
-# our modules is the first to import is compiled from its source once more, in every process, which takes 15 seconds.
+# pandas, torch and transformers are imported here because of the hook of `make test-slow` that checks shapes: what one
+# of our modules is the first to import is compiled from its source once more, in every process, for 15 seconds.
 
 PREPROCESS = ImagePreprocess(
     mode="shortest",

@@ -266,7 +266,7 @@ def test_any_sequence_of_kills_ends_in_the_undisturbed_cache(cache_world, fake_e
         pytest.param((OSError(errno.EIO, "I/O"), 1), marks=pytest.mark.slow),
     ],
 )
-def test_stopping_before_steps_on_the_disk_loses_nothing(
+def test_stopping_before_any_step_on_the_disk_loses_nothing(
     cache_world, fake_encoder, tmp_path, monkeypatch, failure_every
 ):
     failure, every = failure_every

@@ -145,6 +145,7 @@ def test_a_worker_that_says_nothing_is_ended_and_its_job_done_again(office):
     assert "said nothing for 6 s" in warnings[0]
 
 
+@pytest.mark.slow
 def test_a_supervisor_that_was_stopped_itself_calls_nobody_silent(tmp_path):
     """Ctrl-Z stops it with its workers; here only whoever listens to it is slow."""
     warnings, done = [], []
@@ -219,6 +220,7 @@ def test_a_job_that_killed_its_worker_is_tried_on_another_device_next(office):
     assert {results[3][2], died_on} == {"a", "b"}
 
 
+@pytest.mark.slow
 def test_a_long_job_whose_worker_died_does_not_wait_until_others_end(tmp_path):
     """With one job for each device, as in a fine-tuning, the device that is free tries it again."""
     order = []
@@ -229,6 +231,7 @@ def test_a_long_job_whose_worker_died_does_not_wait_until_others_end(tmp_path):
     assert order[1:] == [1, 0]
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_stopped_does_not_keep_the_others_from_their_work(office):
     """It does not read what it is sent, and the pipe to it is full."""
     jobs = [(number, "freeze" if number == 0 else "", 1, bytes(1 << 20)) for number in range(12)]
@@ -239,6 +242,7 @@ def test_a_worker_that_is_stopped_does_not_keep_the_others_from_their_work(offic
     assert len(warnings) == 1
 
 
+@pytest.mark.slow
 def test_a_worker_that_stops_in_the_middle_of_a_message_does_not_keep_the_others_from_their_work(office):
     jobs = [(0, "stop in the middle of a message", 1), *plain(range(1, 12))]
     results, lost, warnings, _ = office(jobs, ("a", "b"), patience=8.0)

@@ -212,6 +212,7 @@ def test_a_fold_whose_worker_dies_is_handed_out_again(job, monkeypatch):
     assert metrics("again") == metrics(NAME)
 
 
+@pytest.mark.slow
 def test_a_killed_command_goes_on_at_its_last_epoch_with_as_many_threads(job, monkeypatch):
     script = "from pipeline.tuning import begun; begun.own_threads = lambda: 1; from cli import app; app()"
     command = [sys.executable, "-c", script, "finetune", *AGAIN, *map(str, FLAGS)]

@@ -23,6 +23,13 @@ def manifest(tmp_path: Path, split: str) -> dict:
     return json.loads((tmp_path / "work/embeddings/tiny" / split / "manifest.json").read_text())
 
 
+@pytest.fixture(params=["here", pytest.param("in workers", marks=pytest.mark.slow)])
+def anywhere(request):
+    if request.param == "here":
+        request.getfixturevalue("in_this_process")
+
+
+@pytest.mark.usefixtures("anywhere")
 def test_int8_is_measured_told_and_kept_in_the_manifest(places: list[str], tmp_path: Path):
     done = extract("--precision", "int8", *places)
     assert done.exit_code == 0
