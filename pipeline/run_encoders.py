@@ -1,8 +1,6 @@
 """The encoders that a run was trained on, found again and checked, for what is not in any cache."""
 
-import gc
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -120,8 +118,7 @@ class RunEncoders:
             return self._tuned(tag, kind)
         if (tag, kind) not in self._loaded:
             encoder, precision = self._found(tag)
-            with _no_garbage():
-                self._loaded[tag, kind] = load_encoder(encoder, [kind], choose_device(self._device), precision)
+            self._loaded[tag, kind] = load_encoder(encoder, [kind], choose_device(self._device), precision)
         return self._loaded[tag, kind]
 
     def _tuned(self, tag: str, kind: str) -> Encoder:
@@ -130,8 +127,7 @@ class RunEncoders:
 
         if (tag, kind) not in self._changing:
             encoder = self._encoder(tag)
-            with _no_garbage():
-                loaded = load_encoder(encoder, [kind], choose_device(self._device), "fp32")
+            loaded = load_encoder(encoder, [kind], choose_device(self._device), "fp32")
             self._changing[tag, kind] = ChangingEncoder(loaded, encoder)
         changing = self._changing[tag, kind]
         changing.wear(self._run, self._towers)
@@ -143,18 +139,6 @@ class RunEncoders:
             for notice in self._encoders[tag].config.notices:
                 self._progress.note(notice)
         return self._encoders[tag]
-
-
-@contextmanager
-def _no_garbage() -> Iterator[None]:
-    """Importing torch and transformers makes objects that all stay; looking for garbage among them takes 0.7 s of 4."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _encoded(made: Sequence[_Made], dim: int) -> Encoded:

@@ -325,7 +325,7 @@ def _living_in_session(session):
         (signal.SIGINT, 130),
         pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
         pytest.param(signal.SIGHUP, 143, marks=pytest.mark.slow),
-        (signal.SIGKILL, -signal.SIGKILL),
+        pytest.param(signal.SIGKILL, -signal.SIGKILL, marks=pytest.mark.slow),
     ],
 )
 def test_an_extraction_that_is_stopped_goes_on_to_the_undisturbed_cache(job, number, code):
@@ -392,7 +392,7 @@ WITHOUT_ROOM = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4_0
 @pytest.mark.parametrize(
     ("arguments", "without"),
     [
-        (("extract", "--model", "tiny"), "work/embeddings"),
+        pytest.param(("extract", "--model", "tiny"), "work/embeddings", marks=pytest.mark.slow),
         pytest.param(("train-heads", *QUICK), "work/runs", marks=pytest.mark.slow),
         (("demo",), "none"),
     ],
@@ -421,6 +421,7 @@ def test_an_unfinished_cache_is_not_trained_on(job):
     assert f"the cache in {cache} is incomplete (1 of 2 shards): run `vp extract` again" in result.stderr
 
 
+@pytest.mark.slow
 def test_the_real_wandb_writes_the_weights_of_every_fold_offline(job, monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
     with _start("train-heads", *QUICK, "--wandb", "offline") as process:

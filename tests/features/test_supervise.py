@@ -138,6 +138,7 @@ def test_processes_stay_for_the_next_run_and_learn_what_is_shared_then(tmp_path)
     assert results[0][1] == results[1][1]
 
 
+@pytest.mark.slow
 def test_a_worker_that_says_nothing_is_ended_and_its_job_done_again(office):
     jobs = [(0, "hang", 1), *plain([1, 2])]
     results, _, warnings, _ = office(jobs, patience=6.0)
