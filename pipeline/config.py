@@ -40,6 +40,10 @@ class VectorsConfig(WorkConfig):
     ] = None
 
 
+MAX_TIMEOUT = 1_000_000_000
+"""Seconds, thirty years; the system cannot wait much longer."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExtractConfig(WorkConfig):
     """`vp extract`."""
@@ -77,7 +81,9 @@ class ExtractConfig(WorkConfig):
             f"--num-workers must be at least 1, not {self.num_workers}": self.num_workers is None
             or self.num_workers >= 1,
             f"--workers must be 1 or more, not {self.workers}": self.workers is None or self.workers >= 1,
-            f"--worker-timeout must be above 0, not {self.worker_timeout}": self.worker_timeout > 0,
+            f"--worker-timeout must be above 0 and at most {MAX_TIMEOUT:,}, not {self.worker_timeout}": 0
+            < self.worker_timeout
+            <= MAX_TIMEOUT,
             f"--max-bad must lie between 0 and 1, not at {self.max_bad}": 0 <= self.max_bad <= 1,
             f"--wait-lock must not be negative, as {self.wait_lock} is": self.wait_lock >= 0,
         }

@@ -51,11 +51,13 @@ def begin(folder: Path, name: str, ours: Mapping[str, Any], progress: Progress) 
         theirs = dict(json.loads(path.read_text(encoding="utf-8")))
         threads = int(theirs.pop(_THREADS))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CacheError(f"{path} is damaged ({error!r}): remove {folder}") from error
+        raise CacheError(
+            f"{path} is damaged ({error!r}): begin anew after `vp prune --unfinished {name} --yes`"
+        ) from error
     if found := differences(ours, theirs):
         raise UsageError(
             f"an unfinished fine-tuning {name} was begun otherwise ({'; '.join(found)}): give the same options, "
-            f"another --name, or remove {folder}"
+            f"another --name, or give it up with `vp prune --unfinished {name} --yes`"
         )
     progress.note(f"going on with the unfinished {name}")
     return threads

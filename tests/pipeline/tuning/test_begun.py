@@ -56,7 +56,7 @@ def test_what_does_not_change_the_result_may_differ(folder, options):
 )
 def test_what_changes_the_result_is_refused(folder, options, said):
     begun(folder)
-    with pytest.raises(UsageError, match=f"begun otherwise .*{said}.* or remove .*tuning"):
+    with pytest.raises(UsageError, match=f"begun otherwise .*{said}.* or give it up with `vp prune --unfinished"):
         begun(folder, **options)
 
 
