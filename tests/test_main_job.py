@@ -457,7 +457,7 @@ def test_a_failing_wandb_never_costs_the_run(job, monkeypatch):
         (("extract", "--data", "nowhere"), 3, "train_val.csv"),
         (("extract", "--batch-size", "-1"), 2, "--batch-size must be at least 1, not -1"),
         (("extract", "--worker-timeout", "0"), 2, "--worker-timeout must be above 0"),
-        (("extract", "--worker-timeout", "inf"), 2, "--worker-timeout must be above 0 and at most 1,000,000,000"),
+        (("extract", "--worker-timeout", "1e300"), 2, "--worker-timeout must be above 0 and at most 1,000,000,000"),
         (("extract", "--max-bad", "-1"), 2, "--max-bad must lie between 0 and 1"),
         (("extract", "--model", "tiny", "--gpus", "0,7"), 2, "available: cpu"),
         (("extract", "--model", "tiny", "--precision", "fp16"), 7, "precision: 'fp16' here, "),
