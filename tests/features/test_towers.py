@@ -44,3 +44,8 @@ def test_a_damaged_tokenizer_is_refused_by_its_path(tmp_path: Path):
 def test_without_preprocessing_no_picture_is_read():
     with pytest.raises(ValueError, match="reads no pictures"):
         normalised(torch.zeros(1, 3, 2, 2), None, Place.of("cpu", "fp32"))
+
+
+@pytest.mark.parametrize(("device", "step"), [("cpu", 1), ("cuda:0", 8)])
+def test_texts_are_padded_to_few_lengths_on_gpus_alone(device: str, step: int):
+    assert Place.of(device, "fp32").token_step == step
