@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ import transformers
 from PIL import Image
 from transformers import CLIPModel, CLIPProcessor
 
+from features.embed import padded_length
 from features.towers import Place
 from pipeline.extract import CPU_ROWS_PER_SHARD, GPU_ROWS_PER_SHARD
 
@@ -137,6 +138,7 @@ class Rivals:
         self.texts = [f"{row['title']} {row['description']}".strip() for row in rows]
         self.model = CLIPModel.from_pretrained(options.model, dtype=self.dtype).eval().to(self.device)
         self.processor = CLIPProcessor.from_pretrained(options.model)
+        self.max_tokens, self.token_step = MAX_TOKENS, Place.of(self.device, options.precision).token_step
         self.ready = self._inputs_that_are_ready()
 
     def timed(self, way: Callable[[], Any]) -> Callable[[], float]:
@@ -158,16 +160,18 @@ class Rivals:
             batches += [("pixel_values", self._pixels(self.paths[start : start + self.batch])) for start in starts]
         tokens = self.processor.tokenizer(self.texts, truncation=True, max_length=MAX_TOKENS)["input_ids"]
         end = self.processor.tokenizer.eos_token_id
-        step = Place.of(self.device, "fp32").token_step
+        for batch in self._of_similar_length(tokens):
+            width = padded_length(len(batch[-1]), self)
+            ids = torch.tensor([ids + [end] * (width - len(ids)) for ids in batch])
+            batches.append(("input_ids", ids.to(self.device)))
+        return batches
+
+    def _of_similar_length(self, tokens: list[list[int]]) -> Iterator[list[list[int]]]:
+        """Batches that are sorted by length within a shard."""
         shard_rows = CPU_ROWS_PER_SHARD if self.device == "cpu" else GPU_ROWS_PER_SHARD
         for first in range(0, len(tokens), shard_rows):
             shard = sorted(tokens[first : first + shard_rows], key=len)
-            for start in range(0, len(shard), self.batch):
-                batch = shard[start : start + self.batch]
-                width = min(MAX_TOKENS, -(-len(batch[-1]) // step) * step)
-                ids = torch.tensor([ids + [end] * (width - len(ids)) for ids in batch])
-                batches.append(("input_ids", ids.to(self.device)))
-        return batches
+            yield from (shard[start : start + self.batch] for start in range(0, len(shard), self.batch))
 
     def _pixels(self, paths: list[Path]) -> torch.Tensor:
         pictures = [Image.open(path).convert("RGB") for path in paths]

@@ -1,8 +1,7 @@
 """From a resolved encoder to a loaded one, whatever its family."""
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from features.embed import Encoder
@@ -54,26 +53,24 @@ def load_encoder(
     missing = [kind for kind in kinds if kind not in config.dim]
     if missing:
         raise UsageError(f"{config.tag} makes vectors of {', '.join(config.dim)}, not of {', '.join(missing)}")
-    if precision == "int8" and device != "cpu":
+    if precision != "int8":
+        encoder = _load(config, kinds, device, precision)
+        if compiled and "image" in encoder.towers:
+            encoder.towers["image"].compile(dynamic=False)
+        return encoder
+    if device != "cpu":
         raise UsageError(f"--precision int8 is for CPUs, however the device is {device}: use bf16, or --device cpu")
-    with _no_garbage():
-        encoder = _family(config.family)(config, kinds, device, "fp32" if precision == "int8" else precision)
-    if precision == "int8":
-        from features.quantised import quantise  # noqa: PLC0415 - imports torch
+    from features.quantised import quantise  # noqa: PLC0415 - imports torch
 
-        return quantise(encoder)
-    if compiled and "image" in encoder.towers:
-        encoder.towers["image"].compile(dynamic=False)
-    return encoder
+    return quantise(_load(config, kinds, device, "fp32"))
 
 
-@contextmanager
-def _no_garbage() -> Iterator[None]:
+def _load(config: EncoderConfig, kinds: Sequence[str], device: str, precision: str) -> TowerEncoder:
     """Importing torch and transformers makes objects that all stay; looking for garbage among them takes 0.7 s of 4."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
-        yield
+        return _family(config.family)(config, kinds, device, precision)
     finally:
         if was_enabled:
             gc.enable()

@@ -18,10 +18,9 @@ from features.encoders import EncoderConfig
 from features.errors import CacheError, UsageError
 from features.preprocess import ImagePreprocess, normalise
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
 GPU_TOKEN_STEP = 8
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Place(NamedTuple):

@@ -76,14 +76,13 @@ class ExtractConfig(WorkConfig):
     wait_lock: Annotated[float, "seconds to wait for another process that writes to the same cache"] = 0.0
 
     def __post_init__(self) -> None:
+        timeout = self.worker_timeout
         rules = {
             f"--batch-size must be at least 1, not {self.batch_size}": self.batch_size is None or self.batch_size >= 1,
             f"--num-workers must be at least 1, not {self.num_workers}": self.num_workers is None
             or self.num_workers >= 1,
             f"--workers must be 1 or more, not {self.workers}": self.workers is None or self.workers >= 1,
-            f"--worker-timeout must be above 0 and at most {MAX_TIMEOUT:,}, not {self.worker_timeout}": 0
-            < self.worker_timeout
-            <= MAX_TIMEOUT,
+            f"--worker-timeout must be above 0 and at most {MAX_TIMEOUT:,}, not {timeout}": 0 < timeout <= MAX_TIMEOUT,
             f"--max-bad must lie between 0 and 1, not at {self.max_bad}": 0 <= self.max_bad <= 1,
             f"--wait-lock must not be negative, as {self.wait_lock} is": self.wait_lock >= 0,
         }

@@ -41,8 +41,8 @@ def status(config: StatusConfig, progress: Progress) -> Outcome:
     inspections = {cache.inspection.folder: cache.inspection for cache in caches}
     runs = [_run_state(config, workspace, name, inspections) for name in names]
     lines = [f"{_dataset_told(config, dataset)}", "", *_cache_lines(caches), "", *_run_lines(runs)]
-    trainers = {tuning.name: writer_of(lock_path(tuning.run)) for tuning in tunings}
-    lines += [_tuning_line(tuning, trainers[tuning.name]) for tuning in tunings]
+    trained_by = [(tuning, writer_of(lock_path(tuning.run))) for tuning in tunings]
+    lines += [_tuning_line(tuning, trainer) for tuning, trainer in trained_by]
     left = [path for path, run in abandoned(workspace.runs).items() if writer_of(lock_path(run)) is None]
     lines += [f"{path} was left by a process that died: `vp prune` removes it" for path in left]
     facts = {
@@ -51,8 +51,8 @@ def status(config: StatusConfig, progress: Progress) -> Outcome:
         "caches": [cache.facts for cache in caches],
         "runs": [_run_facts(run) for run in runs],
         "unfinished": [
-            {"run": tuning.name, "epochs": dict(tuning.epochs), "writer": writer and vars(writer)}
-            for tuning, writer in zip(tunings, trainers.values(), strict=True)
+            {"run": tuning.name, "epochs": dict(tuning.epochs), "writer": trainer and vars(trainer)}
+            for tuning, trainer in trained_by
         ],
         "abandoned": [str(path) for path in left],
     }
