@@ -1,15 +1,14 @@
 """A tiny world for every test: drawn thumbnails, a few titles, and an encoder of fifteen lines."""
 
 import csv
+import sys
 from collections.abc import Callable
 from functools import cache, partial
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
-import pandas as pd  # noqa: F401 - see below
 import pytest
-import torch  # noqa: F401
-import transformers.image_processing_utils  # noqa: F401
 from PIL import Image
 
 from features.cache import CacheSummary, Recipe, make_cache
@@ -20,10 +19,14 @@ from features.progress import Silent
 from features.shard_worker import ShardSetup
 from features.texts import joined
 from features.videos import VideoTable, read_videos
+from tests.undrawn import leave_charts_out
 from tests.workers_here import SupervisorHere, workers_here
 
-# pandas, torch and transformers are imported here because of the hook of `make test-slow` that checks shapes: what one
-# of our modules is the first to import is compiled from its source once more, in every process, for 15 seconds.
+if any(type(finder).__module__.startswith("jaxtyping") for finder in sys.meta_path):
+    # Under the hook of `make test-slow` that checks shapes, what one of our modules is the first to import is compiled
+    # from its source once more, in every process, for 15 seconds.
+    for library in ("pandas", "torch", "transformers.image_processing_utils"):
+        import_module(library)
 
 PREPROCESS = ImagePreprocess(
     mode="shortest",
@@ -114,6 +117,12 @@ class WorkersHere(SupervisorHere):
 
         cut = cut or partial(cut_thumbnail, preprocess=PREPROCESS)
         super().__init__(ShardSetup(load_encoder=load, cut=cut, read_prompt=joined, batch_size=batch_size), ["here"])
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports have no charts."""
+    leave_charts_out(monkeypatch)
 
 
 @pytest.fixture

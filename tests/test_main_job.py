@@ -319,14 +319,10 @@ def _living_in_session(session):
                 yield path.parent.name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code"),
-    [
-        (signal.SIGINT, 130),
-        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
-        pytest.param(signal.SIGHUP, 143, marks=pytest.mark.slow),
-        pytest.param(signal.SIGKILL, -signal.SIGKILL, marks=pytest.mark.slow),
-    ],
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 143), (signal.SIGKILL, -signal.SIGKILL)],
 )
 def test_an_extraction_that_is_stopped_goes_on_to_the_undisturbed_cache(job, number, code):
     undisturbed = sorted(path.name for path in Path("work").rglob("*.h5"))

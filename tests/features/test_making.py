@@ -241,17 +241,18 @@ def test_the_same_part_or_the_whole_cannot_be_made_beside_a_part(cache_world, tm
         assert make(cache_world, tmp_path / "cache", part=Part(2, 2))[0].shards_written == 2
 
 
-# Twenty random moments
+# Random moments
 
 
-def test_killed_with_its_workers_at_random_moments_it_ends_in_the_undisturbed_cache(cache_world, tmp_path):
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_with_its_workers_at_random_moments_it_ends_in_the_undisturbed_cache(cache_world, tmp_path, kills):
     make(cache_world, tmp_path / "whole")
     script, folder = tmp_path / "part.py", tmp_path / "cache"
     script.write_text(SHARED.replace('["cpu"]', '["cpu", "cpu"]').replace("Part(number, 2)", "Part(1, 1)"))
     command = [sys.executable, str(script), str(cache_world.data), str(folder), "1"]
     environment = os.environ | {"PYTHONPATH": "."}
     rng = np.random.default_rng(1)
-    for _ in range(6):
+    for _ in range(kills):
         process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
         time.sleep(rng.uniform(0.3, 2.5))
         os.killpg(process.pid, signal.SIGKILL)

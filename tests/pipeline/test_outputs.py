@@ -109,6 +109,7 @@ def test_predictions_go_nowhere_where_they_do_harm(job, monkeypatch, out):
     assert (result.exit_code, out in result.stderr) == (2, True), result.stderr
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_report_may_be_asked_for_where_it_goes_anyway(job):
     assert vp("report", "--out", "work/runs/lines/report.html").exit_code == 0
     assert vp("report", "--out", "client/page.html").exit_code == 0

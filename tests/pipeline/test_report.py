@@ -70,6 +70,7 @@ def test_the_only_run_is_reported_in_its_own_folder(world):
     assert "What it resembles" in html()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_last_line_of_stdout_is_json(world):
     facts = json.loads(report("--json", "--quiet").stdout.strip().splitlines()[-1])
     assert (facts["run"], facts["path"], facts["json"]) == (
@@ -80,6 +81,7 @@ def test_the_last_line_of_stdout_is_json(world):
     assert facts["score"] == numbers()["score"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_printed_factor_is_that_of_oof_csv(world):
     table = pd.read_csv("work/runs/hand/oof.csv").query("fold >= 0")
     factor = np.exp(np.sqrt(((table["log_pred_final"] - table["log_views"]) ** 2).mean()))
@@ -93,11 +95,13 @@ def test_equal_runs_give_equal_bytes(world):
     assert (html(), Path("work/runs/hand/report.json").read_bytes()) == first
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_no_path_of_the_machine_is_on_the_page(world, tmp_path):
     report("--data", tmp_path / "nowhere", "--work", tmp_path / "here" / "work")
     assert str(tmp_path) not in html() + json.dumps(numbers())
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_page_elsewhere_has_its_numbers_beside_it(world):
     report("--out", "client/page.html")
     assert Path("client/page.html").exists()
@@ -112,12 +116,14 @@ def test_a_page_cannot_be_a_folder_or_its_own_numbers(world, out):
     assert "--out takes the file of the page" in result.stderr
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_run_is_still_whole_afterwards(world):
     report()
     assert open_run(Path("work/runs/hand")).verified("oof.csv").exists()
     report()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_several_runs_need_a_name_and_no_run_says_what_to_do(world):
     world.write_run("other")
     result = vp("report")
@@ -145,6 +151,7 @@ def test_a_record_that_says_too_little_is_refused(world, content):
     assert vp("report").exit_code == 7
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_without_thumbnails_the_rest_is_drawn(world):
     shutil.rmtree("dataset/train_val")
     report()
@@ -153,6 +160,7 @@ def test_without_thumbnails_the_rest_is_drawn(world):
     assert "What it resembles" in html()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_thumbnails_that_cannot_be_shown_are_told(world):
     for path in Path("dataset/train_val").iterdir():
         path.write_text("not a picture")
@@ -161,6 +169,7 @@ def test_thumbnails_that_cannot_be_shown_are_told(world):
     assert "thumbnails cannot be shown: unidentified" in html()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_without_a_cache_the_rest_is_drawn(world):
     shutil.rmtree("work/embeddings")
     result = report()
@@ -194,6 +203,7 @@ def test_a_run_that_is_trained_again_meanwhile_is_not_given_the_old_page(world, 
     assert not Path("work/runs/hand/report.html").exists()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_folder_that_cannot_be_written_is_a_storage_error(world):
     Path("taken").write_text("a file")
     assert vp("report", "--out", "taken/page.html").exit_code == 5
@@ -218,6 +228,7 @@ def test_every_kind_of_head_has_a_report(trained, monkeypatch, kind):
     assert not re.search(r"https?:", page)
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("kind", KINDS)
 def test_errors_by_group_are_those_that_the_training_measured(trained, monkeypatch, kind):
     monkeypatch.chdir(trained)

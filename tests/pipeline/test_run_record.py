@@ -156,6 +156,7 @@ def test_a_cell_that_no_run_writes_is_damage(spoiled, cell):
         read_oof(open_whole_run(RUN))
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(
     ("path", "change"),
     [

@@ -114,6 +114,7 @@ PLANTED = [(victim, KINDS[at % len(KINDS)]) for at, victim in enumerate(VICTIMS)
 PLANTED += [(victim, kind) for victim in VICTIMS for kind in KINDS if victim.endswith((".h5", ".safetensors"))]
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(("victim", "kind"), sorted(set(PLANTED)))
 def test_a_pickle_in_the_place_of_any_file_is_never_run(job, victim, kind):
     Path("dataset/test.csv").write_text("id,title,year\nid-001,a title,2020\n")

@@ -111,6 +111,7 @@ def test_the_verdict_is_in_words(world, html):
     assert "a constant" in html
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_model_that_is_no_better_than_a_constant_is_told_so(world):
     assert "does no better" not in page_of(world)
     world.final = world.final + 5
@@ -118,6 +119,7 @@ def test_a_model_that_is_no_better_than_a_constant_is_told_so(world):
     assert "<strong>this model does no better</strong>" in page_of(world)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_harder_splits_are_part_of_the_verdict_and_easier_ones_are_not(world):
     world.write_run(diagnostics={"linear_msle_by_split": {"kfold": 1.0, "group": 9.0, "time": 1.0}})
     lead = page_of(world).partition('class="lead"')[2].partition("</p>")[0]
@@ -125,6 +127,7 @@ def test_harder_splits_are_part_of_the_verdict_and_easier_ones_are_not(world):
     assert "newest" not in lead
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_contributions_are_told_as_factors(tmp_path):
     world = ReportWorld(tmp_path, modalities=("image", "age"))
     world.best[7], world.contributions[:, 7] = 40.0, [0.588, -0.357]
@@ -133,10 +136,12 @@ def test_contributions_are_told_as_factors(tmp_path):
     assert re.findall(r"<b>([^<]*)</b>", card)[1:] == ["×1.8", "×0.70"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_notices_are_on_the_page(world):
     assert "<li>no thumbnails &amp; no cache</li>" in page_of(world, notices=["no thumbnails & no cache"])
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_part_with_a_list_of_mappings_has_a_table_and_the_rest_beside_it(world):
     sweep = {"chosen": {"lr": 0.1}, "configurations": [{"lr": 0.1, "oof_msle": 2.5}, {"lr": 0.2, "oof_msle": 3.5}]}
     section = page_of(world, other={"sweep": sweep}).partition(">Sweep<")[2].partition("</section>")[0]
@@ -145,6 +150,7 @@ def test_a_part_with_a_list_of_mappings_has_a_table_and_the_rest_beside_it(world
     assert re.findall(r"<dt>([^<]*)</dt><dd>([^<]*)</dd>", section) == [("chosen lr", "0.1")]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_term_that_is_no_modality_has_its_bar(tmp_path):
     world = ReportWorld(tmp_path, modalities=("image", "joint"))
     world.write_run()
@@ -152,6 +158,7 @@ def test_a_term_that_is_no_modality_has_its_bar(tmp_path):
     assert "what they do together" in card
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("value", [[{"seed": 1, "msle": 2.0}], {"best": {"lr": 0.1}}, "none", []])
 def test_parts_that_only_some_runs_have_are_shown_whatever_they_hold(world, value):
     assert ">Sweep<" in page_of(world, other={"sweep": value})
