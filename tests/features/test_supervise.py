@@ -13,7 +13,7 @@ import pytest
 
 from features.errors import StorageError, WorkersFailedError
 from features.supervise import Done, Lost, Supervisor, Told
-from tests.features.spawned import Clerk
+from tests.features.clerks import Clerk
 
 ROOT = Path(__file__).parents[2]
 
@@ -279,7 +279,7 @@ SUPERVISED = """
 import sys
 from pathlib import Path
 from features.supervise import Done, Supervisor
-from tests.features.spawned import Clerk
+from tests.features.clerks import Clerk
 
 if __name__ == "__main__":
     with Supervisor(Clerk(Path(sys.argv[1])), ["a", "b"], patience_seconds=60.0, warn=print) as workers:
