@@ -29,8 +29,10 @@ AGAIN = ("--init", "clip_multimodal", "--name", "again")
 
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory):
+    """A tuned run, its folds trained in this process; slow tests train the same ones in processes of their own."""
     frozen = make_frozen(tmp_path_factory.mktemp("frozen"))
-    return make_tuned(frozen, tmp_path_factory.mktemp("tuned") / "job")
+    with workers_here():
+        return make_tuned(frozen, tmp_path_factory.mktemp("tuned") / "job")
 
 
 @pytest.fixture(scope="module")
