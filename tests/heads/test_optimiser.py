@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from heads.config import HeadsConfig
-from heads.optimiser import MemberAdamW, adamw
+from heads.optimiser import BETAS, EPSILON, MemberAdamW, SharedAdamW, adamw
 
 
 def parameters() -> list[torch.nn.Parameter]:
@@ -42,13 +42,25 @@ def test_members_with_rates_of_their_own_move_as_if_they_were_alone():
             np.testing.assert_allclose(ours[pick], theirs, rtol=1e-5, atol=1e-6)
 
 
-def test_where_all_agree_it_is_torchs_own():
-    own = parameters()
-    assert isinstance(adamw(own[:1], own[1:], [HeadsConfig()] * 2), torch.optim.AdamW)
+def test_where_all_agree_they_move_as_with_torchs_own_to_the_last_bit():
+    own, same = parameters(), parameters()
+    optimiser = adamw(own[:1], own[1:], [HeadsConfig(lr=1e-2, weight_decay=0.5)] * 2)
+    assert isinstance(optimiser, SharedAdamW)
+    groups = [{"params": same[:1], "weight_decay": 0.5}, {"params": same[1:], "weight_decay": 0.0}]
+    torchs = torch.optim.AdamW(groups, lr=1e-2, betas=BETAS, eps=EPSILON, fused=True)
+    for ours, theirs in zip(moved(optimiser, own), moved(torchs, same), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
-def test_a_step_without_gradients_is_refused():
+def test_what_never_decays_may_be_all_there_is():
     own = parameters()
-    optimiser = adamw(own[:1], own[1:], [HeadsConfig(lr=1e-2), HeadsConfig(lr=1e-3)])
+    for ours, before in zip(moved(adamw([], own, [HeadsConfig()]), own), parameters(), strict=True):
+        assert (ours != before.detach().numpy()).all()
+
+
+@pytest.mark.parametrize("rates", [(1e-2, 1e-3), (1e-2, 1e-2)])
+def test_a_step_without_gradients_is_refused(rates):
+    own = parameters()
+    optimiser = adamw(own[:1], own[1:], [HeadsConfig(lr=rate) for rate in rates])
     with pytest.raises(ValueError, match="gradient"):
         optimiser.step()
