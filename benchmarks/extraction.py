@@ -4,8 +4,8 @@
     ... --device cuda --precision bf16 --rows 8192 --batch 256 --threads 4,8,15
 
 Every way encodes the same rows with the same weights in the same precision, in turns, and the median of each counts.
-"forward" runs the two towers on inputs that are ready on the device, with the token counts that vp uses: the
-arithmetic that nobody can avoid. vp is measured from its first batch to its last, as it tells itself, in a process of
+"forward" runs the two towers on inputs that are ready on the device, texts sorted by length and padded as little as a
+rectangle allows: the arithmetic that whoever pads cannot avoid. vp is measured from its first batch to its last, as it tells itself, in a process of
 its own, once for each number of threads that decode. sentence-transformers takes part where it is installed. `--size`
 enlarges or shrinks the thumbnails first, `--texts` leaves them out and takes titles alone, `--rows` beyond the dataset
 repeats it.
@@ -31,7 +31,6 @@ import transformers
 from PIL import Image
 from transformers import CLIPModel, CLIPProcessor
 
-from features.embed import padded_length
 from features.towers import Place
 from pipeline.extract import CPU_ROWS_PER_SHARD, GPU_ROWS_PER_SHARD
 
@@ -138,7 +137,7 @@ class Rivals:
         self.texts = [f"{row['title']} {row['description']}".strip() for row in rows]
         self.model = CLIPModel.from_pretrained(options.model, dtype=self.dtype).eval().to(self.device)
         self.processor = CLIPProcessor.from_pretrained(options.model)
-        self.max_tokens, self.token_step = MAX_TOKENS, Place.of(self.device, options.precision).token_step
+        self.layout = Place.of(self.device, options.precision).trimmed(MAX_TOKENS, packs=False)
         self.ready = self._inputs_that_are_ready()
 
     def timed(self, way: Callable[[], Any]) -> Callable[[], float]:
@@ -153,7 +152,7 @@ class Rivals:
         return measure
 
     def _inputs_that_are_ready(self) -> list[tuple[str, torch.Tensor]]:
-        """Batches of pixels, and of tokens sorted by length within a shard and hardly padded, as vp makes them."""
+        """Batches of pixels, and of tokens sorted by length within a shard, hardly padded but not packed."""
         batches: list[tuple[str, torch.Tensor]] = []
         if self.with_images:
             starts = range(0, len(self.paths), self.batch)
@@ -161,7 +160,7 @@ class Rivals:
         tokens = self.processor.tokenizer(self.texts, truncation=True, max_length=MAX_TOKENS)["input_ids"]
         end = self.processor.tokenizer.eos_token_id
         for batch in self._of_similar_length(tokens):
-            width = padded_length(len(batch[-1]), self)
+            width = self.layout.width(len(batch[-1]))
             ids = torch.tensor([ids + [end] * (width - len(ids)) for ids in batch])
             batches.append(("input_ids", ids.to(self.device)))
         return batches

@@ -10,6 +10,7 @@ from transformers import CLIPConfig, CLIPTextModelWithProjection, CLIPTokenizer,
 
 from features.encoders import EncoderConfig
 from features.errors import UsageError
+from features.packed import ATTENTION, PackedTexts, allow_packing
 from features.towers import (
     Place,
     encoded_crops,
@@ -53,12 +54,15 @@ class ClipEncoder:
         self.max_tokens = config.text.max_tokens if config.text else 0
         self.towers: dict[str, Any] = {}
         self._place = Place.of(device, precision)
-        self.token_step = self._place.token_step  # attention is causal: what follows the end token cannot matter
+        # Attention is causal: what follows the end token cannot matter.
+        self.text_layout = self._place.trimmed(self.max_tokens, packs=True)
         with quiet_transformers():
             if "image" in kinds:
                 self.towers["image"] = self._load(CLIPVisionModelWithProjection, "vision_config")
             if "text" in kinds:
-                self.towers["text"] = self._load(CLIPTextModelWithProjection, "text_config")
+                allow_packing()
+                attention = {"attn_implementation": ATTENTION}
+                self.towers["text"] = self._load(CLIPTextModelWithProjection, "text_config", **attention)
                 tokenizer = CLIPTokenizer.from_pretrained(config.folder, local_files_only=True)
                 self._eos = self._checked_eos(int(tokenizer.eos_token_id))
                 self._tokenizer = tokenizer.backend_tokenizer
@@ -79,23 +83,32 @@ class ClipEncoder:
         """Token ids of each text with start and end, at most `max_tokens`; and which texts were cut."""
         return tokenized(self._tokenizer, texts, self.max_tokens)
 
-    def encode_tokens(self, tokens: Sequence[Int64[np.ndarray, " _"]], pad_to: int) -> Float32[np.ndarray, "batch dim"]:
-        """Vectors of tokenised texts, padded to `pad_to` with the end token.
+    def encode_tokens(
+        self, tokens: Sequence[Int64[np.ndarray, " _"]], pad_to: int | None
+    ) -> Float32[np.ndarray, "batch dim"]:
+        """Vectors of tokenised texts, padded to `pad_to` with the end token, or packed.
 
         No attention mask is needed: attention is causal and the vector is read at the first end token.
         """
         with torch.inference_mode():
             return to_numpy(self.text_vectors(tokens, pad_to))
 
-    def text_vectors(self, tokens: Sequence[Int64[np.ndarray, " _"]], pad_to: int) -> Float[torch.Tensor, "batch dim"]:
+    def text_vectors(
+        self, tokens: Sequence[Int64[np.ndarray, " _"]], pad_to: int | None
+    ) -> Float[torch.Tensor, "batch dim"]:
         """The same on the device, with gradients where they are wanted."""
+        if pad_to is None:
+            row = PackedTexts.of(tokens)
+            ends = torch.from_numpy(row.starts + [np.argmax(text == self._eos) for text in tokens])
+            every = self.towers["text"](input_ids=row.ids, position_ids=row.positions, runs=row.runs).text_embeds
+            return cast("torch.Tensor", every[ends])
         ids, _ = padded(tokens, pad_to, self.max_tokens, self._eos)
         return cast("torch.Tensor", self.towers["text"](input_ids=ids.to(self._place.device)).text_embeds)
 
-    def _load(self, tower_class: Any, section: str) -> Any:
+    def _load(self, tower_class: Any, section: str, **options: Any) -> Any:
         tower_config = getattr(CLIPConfig.from_pretrained(self.config.folder, local_files_only=True), section)
         tower_config.projection_dim = self.config.dim["image"]  # some files give the towers the default instead
-        tower = read_tower(tower_class, self.config, config=tower_config)
+        tower = read_tower(tower_class, self.config, config=tower_config, **options)
         _fold_quick_gelu(tower)
         return tower.to(self._place.device, self._place.dtype)
 

@@ -9,6 +9,7 @@ from jaxtyping import Float, Float32, Real, UInt8
 from transformers import Dinov2Model, Dinov2WithRegistersModel, DINOv3ViTModel
 
 from features.encoders import EncoderConfig
+from features.text_layout import TextLayout
 from features.towers import Place, encoded_crops, normalised, quiet_transformers, read_tower
 
 _MODELS = {"dinov2": Dinov2Model, "dinov2_with_registers": Dinov2WithRegistersModel, "dinov3_vit": DINOv3ViTModel}
@@ -20,8 +21,7 @@ class DinoEncoder:
     Parameters and errors are those of `features.clip.ClipEncoder`.
     """
 
-    max_tokens = 0
-    token_step = None
+    text_layout = TextLayout.whole(0)
 
     def __init__(self, config: EncoderConfig, _kinds: Sequence[str], device: str, precision: str) -> None:
         self.config = config
@@ -45,7 +45,7 @@ class DinoEncoder:
         """Refuse: there is no text tower."""
         raise ValueError(f"{self.config.tag} reads no texts, however {len(texts)} were given")
 
-    def encode_tokens(self, tokens: Sequence[Any], pad_to: int) -> Never:
+    def encode_tokens(self, tokens: Sequence[Any], pad_to: int | None) -> Never:
         """Refuse: there is no text tower."""
         raise ValueError(f"{self.config.tag} reads no texts, however {len(tokens)} of {pad_to} tokens were given")
 

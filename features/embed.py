@@ -1,7 +1,8 @@
 """From sources to vectors, one shard at a time: batches, repeats and rows that cannot be encoded.
 
 A row is never dropped. Batches never straddle shards and tails are padded to the batch size, because equal batch
-shapes give bit-equal vectors whatever else is in the batch, and other shapes do not.
+shapes give bit-equal vectors whatever else is in the batch, and other shapes do not. Packed texts (`TextLayout`) all
+have one shape; rectangles of texts have that of the longest among them.
 """
 
 import time
@@ -18,6 +19,7 @@ from jaxtyping import Bool, Float16, Float32, Int64, UInt8
 from features.errors import WorkersFailedError
 from features.preprocess import Thumbnail
 from features.status import Status
+from features.text_layout import TextLayout
 from features.texts import Prompt
 
 Item = TypeVar("Item")
@@ -28,23 +30,19 @@ class Encoder(Protocol):
     """A frozen encoder, loaded on its device."""
 
     @property
-    def max_tokens(self) -> int:
-        """The longest text in tokens, with its start and end."""
-
-    @property
-    def token_step(self) -> int | None:
-        """Batches of texts are padded to a multiple of this many tokens; None asks for `max_tokens` always."""
+    def text_layout(self) -> TextLayout:
+        """How texts of different lengths make up a batch."""
 
     def encode_images(self, pixels: UInt8[np.ndarray, "batch 3 height width"]) -> Float32[np.ndarray, "batch dim"]:
         """Vectors of preprocessed crops (not normalised)."""
 
     def tokenize(self, texts: Sequence[str]) -> tuple[list[Int64[np.ndarray, " token"]], Bool[np.ndarray, " text"]]:
-        """Token ids of each text, and which texts were cut at `max_tokens`."""
+        """Token ids of each text, and which texts were cut at the layout's `max_tokens`."""
 
     def encode_tokens(
-        self, tokens: Sequence[Int64[np.ndarray, " token"]], pad_to: int
+        self, tokens: Sequence[Int64[np.ndarray, " token"]], pad_to: int | None
     ) -> Float32[np.ndarray, "batch dim"]:
-        """Vectors of tokenised texts (not normalised)."""
+        """Vectors of tokenised texts (not normalised), padded to so many tokens each; None packs them."""
 
 
 @runtime_checkable
@@ -154,18 +152,19 @@ class Device:
         self, encode: Callable[[Any], Float32[np.ndarray, "_ dim"]], batch: Any
     ) -> Float32[np.ndarray, "_ dim"]:
         while True:
-            size = self.fits
+            fits = self.fits
+            size = -(-len(batch) * fits // self.batch_size)  # packed texts are more or fewer than rows of a batch
             try:
                 return np.concatenate([encode(batch[start : start + size]) for start in range(0, len(batch), size)])
             except Exception as error:
                 if not _is_out_of_memory(error):
                     raise
-                if size == 1:
+                if 1 in (size, fits):
                     raise WorkersFailedError(
                         f"not even one row at a time fits into the memory of the device ({error}): "
                         "free some of it, or choose another device or a smaller encoder"
                     ) from error
-            self.fits = min(self.fits, size // 2)
+            self.fits = min(self.fits, fits // 2)
 
 
 _OUT_OF_MEMORY = (
@@ -228,13 +227,10 @@ class ShardEncoder:
         result.status[:] = [Status.OK if prompt.text else Status.EMPTY_TEXT for prompt in texts.prompts]
         contents = [prompt.text.encode("utf-8") for prompt in texts.prompts]
         new = [row for row, content in enumerate(contents) if not result.has_vector_for(row, content)]
-        new.sort(key=lambda row: len(texts.tokens[row]))
-        size = self.device.batch_size
-        for start in range(0, len(new), size):
-            rows = new[start : start + size]
-            batch = [texts.tokens[row] for row in rows] + [texts.tokens[rows[0]]] * (size - len(rows))
-            pad_to = padded_length(max(map(len, batch)), self.encoder)
-            flights.launch(rows, partial(self.encoder.encode_tokens, pad_to=pad_to), batch)
+        tokens = [texts.tokens[row] for row in new]
+        for batch in self.encoder.text_layout.batches([len(text) for text in tokens], self.device.batch_size):
+            encode = partial(self.encoder.encode_tokens, pad_to=batch.pad_to)
+            flights.launch([new[text] for text in batch.texts], encode, batch.filled(tokens))
         flights.land_all()
         repaired = sum(prompt.repaired for prompt in texts.prompts)
         return result.finished({"truncated": int(texts.truncated.sum()), "repaired": repaired})
@@ -278,12 +274,6 @@ class _Flights:
     def _say(self, rows: int) -> None:
         self._told += rows
         self._tell(rows)
-
-
-def padded_length(longest: int, encoder: Encoder) -> int:
-    """How many tokens a batch of texts is padded to, whose longest has so many."""
-    step = encoder.token_step
-    return encoder.max_tokens if step is None else min(encoder.max_tokens, -(-longest // step) * step)
 
 
 class _Rows:

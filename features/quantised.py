@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32, UInt8
 
-from features.embed import Encoder, padded_length
+from features.embed import Encoder
 from features.errors import UsageError
 from features.families import TowerEncoder
 
@@ -153,7 +153,7 @@ def _images(encoder: Encoder, pixels: UInt8[np.ndarray, "picture 3 height width"
 
 def _texts(encoder: Encoder, texts: Sequence[str], batch_size: int) -> Any:
     tokens, _ = encoder.tokenize(texts)
-    pad_to = padded_length(max(map(len, tokens)), encoder)
+    pad_to = encoder.text_layout.pad_to(max(map(len, tokens)))
     return np.concatenate([encoder.encode_tokens(tokens[part], pad_to) for part in _parts(len(tokens), batch_size)])
 
 

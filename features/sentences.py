@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Float32, Int64
 from transformers import BertModel, ModernBertModel, MPNetModel, RobertaModel, XLMRobertaModel
 
 from features.encoders import EncoderConfig
+from features.packed import ATTENTION, PackedTexts, allow_packing, split
 from features.towers import Place, padded, quiet_transformers, read_tokenizer, read_tower, to_numpy, tokenized
 
 Hidden = Float[torch.Tensor, "text token dim"]
@@ -22,6 +23,8 @@ _MODELS: dict[str, tuple[Any, dict[str, Any]]] = {
     "xlm-roberta": (XLMRobertaModel, _NO_POOLER),
     "modernbert": (ModernBertModel, {}),
 }
+
+PACKED = ("bert", "roberta", "xlm-roberta")  # mpnet's and modernbert's attention looks at more than queries and keys
 
 
 def _mean(hidden: Hidden, real: Mask) -> Float[torch.Tensor, "text dim"]:
@@ -39,6 +42,10 @@ def _first(hidden: Hidden, _real: Mask) -> Float[torch.Tensor, "text dim"]:
 
 def _last(hidden: Hidden, real: Mask) -> Float[torch.Tensor, "text dim"]:
     return hidden[torch.arange(len(hidden), device=hidden.device), real.sum(dim=1) - 1]
+
+
+def _everywhere(hidden: Hidden) -> Mask:
+    return torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
 
 
 POOLINGS: dict[str, Callable[[Hidden, Mask], Float[torch.Tensor, "text dim"]]] = {
@@ -64,13 +71,18 @@ class SentenceEncoder:
         self._policy = config.text
         self._pool = POOLINGS[config.text.pooling]
         self._place = Place.of(device, precision)
-        self.token_step = self._place.token_step  # padding is masked: with less of it vectors differ by rounding
+        # Padding is masked: with less of it vectors differ by rounding.
+        self.text_layout = self._place.trimmed(self.max_tokens, packs=config.family in PACKED)
         self._tokenizer = read_tokenizer(config.folder)
         model, options = _MODELS[config.family]
+        if config.family in PACKED:
+            allow_packing()
+            options = options | {"attn_implementation": ATTENTION}
         with quiet_transformers():
             tower = read_tower(model, config, **options)
         self.towers: dict[str, Any] = {"text": tower.to(self._place.device, self._place.dtype)}
         self._pad_id = int(tower.config.pad_token_id or 0)
+        self._first_position = 0 if config.family == "bert" else self._pad_id + 1
 
     def encode_images(self, pixels: Any) -> Never:
         """Refuse: there is no image tower."""
@@ -80,8 +92,10 @@ class SentenceEncoder:
         """Token ids of each text with start and end, at most `max_tokens`; and which texts were cut."""
         return tokenized(self._tokenizer, [self._policy.prepared(text) for text in texts], self.max_tokens)
 
-    def encode_tokens(self, tokens: Sequence[Int64[np.ndarray, " _"]], pad_to: int) -> Float32[np.ndarray, "batch dim"]:
-        """Vectors of tokenised texts, padded to `pad_to`; padding is masked."""
+    def encode_tokens(
+        self, tokens: Sequence[Int64[np.ndarray, " _"]], pad_to: int | None
+    ) -> Float32[np.ndarray, "batch dim"]:
+        """Vectors of tokenised texts, padded to `pad_to`, where padding is masked, or packed."""
         with torch.inference_mode():
             return to_numpy(self.text_vectors(tokens, pad_to))
 
@@ -89,8 +103,15 @@ class SentenceEncoder:
         """Refuse: there is no image tower."""
         raise ValueError(f"{self.config.tag} reads no pictures, however {len(pixels)} were given")
 
-    def text_vectors(self, tokens: Sequence[Int64[np.ndarray, " _"]], pad_to: int) -> Float[torch.Tensor, "batch dim"]:
+    def text_vectors(
+        self, tokens: Sequence[Int64[np.ndarray, " _"]], pad_to: int | None
+    ) -> Float[torch.Tensor, "batch dim"]:
         """The same on the device, with gradients where they are wanted."""
+        if pad_to is None:
+            row = PackedTexts.of(tokens)
+            positions = row.positions + self._first_position
+            packed = self.towers["text"](input_ids=row.ids, position_ids=positions, runs=row.runs).last_hidden_state
+            return torch.cat([self._pool(part, _everywhere(part)) for part in split(packed[:, 0].float(), row.runs)])
         ids, real = (part.to(self._place.device) for part in padded(tokens, pad_to, self.max_tokens, self._pad_id))
         hidden = self.towers["text"](input_ids=ids, attention_mask=real.long()).last_hidden_state
         return self._pool(hidden.float(), real)  # bf16 cannot even count tokens beyond 256

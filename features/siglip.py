@@ -11,6 +11,7 @@ from transformers import SiglipConfig, SiglipTextModel, SiglipVisionModel
 from features.encoders import EncoderConfig
 from features.errors import UsageError
 from features.hub import read_json
+from features.text_layout import TextLayout
 from features.towers import (
     Place,
     encoded_crops,
@@ -30,12 +31,11 @@ class SiglipEncoder:
     Parameters and errors are those of `features.clip.ClipEncoder`.
     """
 
-    # The text tower attends to padding, was trained with it, and reads its vector at the last position.
-    token_step = None
-
     def __init__(self, config: EncoderConfig, kinds: Sequence[str], device: str, precision: str) -> None:
         self.config = config
         self.max_tokens = config.text.max_tokens if config.text else 0
+        # The text tower attends to padding, was trained with it, and reads its vector at the last position.
+        self.text_layout = TextLayout.whole(self.max_tokens)
         self.towers: dict[str, Any] = {}
         self._place = Place.of(device, precision)
         with quiet_transformers():
@@ -62,12 +62,16 @@ class SiglipEncoder:
         """Token ids of each text with its end, at most `max_tokens`; and which texts were cut."""
         return tokenized(self._tokenizer, [self._policy.prepared(text) for text in texts], self.max_tokens)
 
-    def encode_tokens(self, tokens: Sequence[Int64[np.ndarray, " _"]], pad_to: int) -> Float32[np.ndarray, "batch dim"]:
+    def encode_tokens(
+        self, tokens: Sequence[Int64[np.ndarray, " _"]], pad_to: int | None
+    ) -> Float32[np.ndarray, "batch dim"]:
         """Vectors of tokenised texts; `pad_to` must be `max_tokens`, and padding is not masked."""
         with torch.inference_mode():
             return to_numpy(self.text_vectors(tokens, pad_to))
 
-    def text_vectors(self, tokens: Sequence[Int64[np.ndarray, " _"]], pad_to: int) -> Float[torch.Tensor, "batch dim"]:
+    def text_vectors(
+        self, tokens: Sequence[Int64[np.ndarray, " _"]], pad_to: int | None
+    ) -> Float[torch.Tensor, "batch dim"]:
         """The same on the device, with gradients where they are wanted."""
         if pad_to != self.max_tokens:
             raise ValueError(f"SigLIP reads texts padded to {self.max_tokens} tokens, not to {pad_to}")

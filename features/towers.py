@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 from features.encoders import EncoderConfig
 from features.errors import CacheError, UsageError
 from features.preprocess import ImagePreprocess, normalise
+from features.text_layout import TextLayout
 
 GPU_TOKEN_STEP = 8
 
@@ -34,10 +35,11 @@ class Place(NamedTuple):
         """Device as torch names it ("cpu", "cuda:0"); precision "fp32", "bf16" or "fp16"."""
         return cls(torch.device(device), _DTYPES[precision])
 
-    @property
-    def token_step(self) -> int:
-        """For encoders whose texts may be trimmed: few distinct shapes on a GPU, no token too many on a CPU."""
-        return 1 if self.device.type == "cpu" else GPU_TOKEN_STEP
+    def trimmed(self, max_tokens: int, *, packs: bool) -> TextLayout:
+        """Of texts that may be trimmed: few distinct shapes on a GPU, no token too many on a CPU."""
+        if self.device.type != "cpu":
+            return TextLayout(max_tokens, GPU_TOKEN_STEP)
+        return TextLayout(max_tokens, step=1, packed=packs)
 
 
 def read_tower(tower_class: Any, encoder: EncoderConfig, **options: Any) -> Any:

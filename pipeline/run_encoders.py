@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float16, Float32, UInt8
 
-from features.embed import Encoder, padded_length, rounded
+from features.embed import Encoder, rounded
 from features.encoders import EncoderConfig, cache_tag
 from features.errors import CacheError, UsageError
 from features.families import load_encoder
@@ -108,7 +108,7 @@ class RunEncoders:
             return _Made(None, Status.EMPTY_TEXT)
         tower = self._tower(tag, TEXT)
         (tokens,), _ = tower.tokenize([prompt])
-        return _Made(tower.encode_tokens([tokens], padded_length(len(tokens), tower))[0], Status.OK)
+        return _Made(tower.encode_tokens([tokens], tower.text_layout.pad_to(len(tokens)))[0], Status.OK)
 
     def _encoder(self, tag: str) -> EncoderConfig:
         return self._found(tag).config

@@ -17,6 +17,7 @@ from features.lock import WHOLE
 from features.preprocess import ImagePreprocess, cut_thumbnail
 from features.progress import Silent
 from features.shard_worker import ShardSetup
+from features.text_layout import TextLayout
 from features.texts import joined
 from features.videos import VideoTable, read_videos
 from tests.undrawn import leave_charts_out
@@ -43,7 +44,7 @@ class FakeEncoder:
     """Vectors that depend on the content alone; counts what it was asked to encode."""
 
     max_tokens = 20
-    token_step = 8
+    text_layout = TextLayout(20, step=8)
 
     def __init__(self, before_batch: Callable[[], None] = lambda: None) -> None:
         self.images, self.texts, self.pads = 0, 0, []
@@ -62,7 +63,7 @@ class FakeEncoder:
         self._before_batch()
         self.texts += len({ids.tobytes() for ids in tokens})
         self.pads.append(pad_to)
-        return np.array([[ids.sum(), len(ids), ids[-2], ids[1]] for ids in tokens], np.float32)
+        return np.array([[ids.sum(), len(ids), ids[-2:][0], ids[:2][-1]] for ids in tokens], np.float32)
 
 
 class World:

@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Bool, Int64, UInt8
 
 from features.decode import read_source
-from features.embed import padded_length
 from features.families import TowerEncoder
 from features.feed import ThumbnailFeed
 from features.kinds import IMAGE
@@ -89,5 +88,5 @@ class RowFeed:
             present[IMAGE] = np.array([crop is not None for crop in crops])
         for kind, all_tokens in self._tokens.items():
             tokens = [all_tokens[row] for row in rows.tolist()]
-            texts[kind] = Texts(tokens, padded_length(max(map(len, tokens)), self._encoder))
+            texts[kind] = Texts(tokens, self._encoder.text_layout.width(max(map(len, tokens))))
         return Batch(rows, pixels, texts, present)

@@ -9,6 +9,7 @@ import numpy as np
 from features.decode import decode_bytes
 from features.preprocess import Thumbnail
 from features.shard_worker import ShardSetup
+from features.text_layout import TextLayout
 from features.texts import joined
 
 
@@ -20,7 +21,7 @@ class FragileEncoder:
     word: str = ""
     shift: float = 0.0
     max_tokens = 20
-    token_step = 8
+    text_layout = TextLayout(20, step=8)
 
     def encode_images(self, pixels):
         if (np.abs(pixels.reshape(len(pixels), -1).mean(axis=1) - self.grey) < 1).any():

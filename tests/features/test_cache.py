@@ -19,6 +19,7 @@ from features.lock import writer_lock
 from features.shards import read_shard, write_shard
 from features.status import Status
 from features.store import EmbeddingStore
+from features.text_layout import TextLayout
 
 
 class Crash(BaseException):
@@ -387,7 +388,7 @@ def test_texts_are_padded_to_a_multiple_of_eight_and_no_further_than_the_encoder
     make(cache_world, encoder)
     assert set(encoder.pads) <= {8, 16, 20}
     whole = fake_encoder()
-    whole.token_step = None
+    whole.text_layout = TextLayout.whole(20)
     cache_world.folder = cache_world.folder.with_name("whole")
     make(cache_world, whole)
     assert set(whole.pads) == {20}

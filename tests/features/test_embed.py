@@ -15,6 +15,7 @@ from features.embed import Device, EncodedRows, ShardEncoder, Stopwatch, Tokeniz
 from features.errors import WorkersFailedError
 from features.preprocess import Thumbnail
 from features.status import Status
+from features.text_layout import TextLayout
 from features.texts import Prompt
 
 QUICK = settings(
@@ -168,9 +169,24 @@ def test_short_texts_are_batched_with_short_ones_and_each_batch_is_padded_to_the
 
 def test_an_encoder_that_must_see_all_padding_gets_all_of_it(recorder):
     encoder = recorder()
-    encoder.token_step = None
+    encoder.text_layout = TextLayout.whole(20)
     encode_texts(encoder, ["a", "b", "c"], 2)
     assert encoder.pads == [20, 20]
+
+
+@QUICK
+@given(lengths=st.lists(st.integers(0, 18), max_size=30), batch_size=st.integers(1, 5))
+def test_packed_batches_all_have_one_number_of_tokens_and_no_padding(recorder, lengths, batch_size):
+    encoder = recorder()
+    encoder.text_layout = TextLayout(20, step=1, packed=True)
+    texts = [chr(ord("a") + row) * length for row, length in enumerate(lengths)]
+    rows = encode_texts(encoder, texts, batch_size)
+    plain = encode_texts(recorder(), texts, batch_size)
+    assert np.array_equal(rows.embedding, plain.embedding)
+    assert set(encoder.pads) <= {None}
+    sums = {sum(map(len, batch)) for batch in encoder.token_batches}
+    assert len(sums) <= 1
+    assert all((total % 20 == 0 and abs(total - 16 * batch_size) <= 10) or total == 20 for total in sums)
 
 
 @QUICK

@@ -11,7 +11,8 @@ from transformers import AutoModel
 from features.encoders import resolve_encoder
 from features.errors import CacheError
 from features.families import load_encoder
-from features.sentences import POOLINGS, SentenceEncoder
+from features.sentences import PACKED, POOLINGS, SentenceEncoder
+from features.text_layout import TextLayout
 
 FAMILIES = ["bert", "mpnet", "roberta", "xlm-roberta", "modernbert"]
 TEXTS = ["the best cake", "a cat and a dog", "the", "", "of a video", "The Cake ! ?", "best " * 40]
@@ -51,7 +52,7 @@ def test_vectors_equal_those_of_the_model_itself(sentence_folder: Callable[[str]
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_trimmed_text_has_the_vector_of_a_padded_one(sentence_folder: Callable[[str], Path], family: str):
     encoder = encoder_in(sentence_folder(family))
-    assert encoder.token_step == 1
+    assert encoder.text_layout == TextLayout(encoder.max_tokens, step=1, packed=family in PACKED)
     tokens, _ = encoder.tokenize(TEXTS[:6])
     assert_equal_vectors(encoder.encode_tokens(tokens, 8), encoder.encode_tokens(tokens, 24))
 
@@ -73,7 +74,8 @@ def test_every_pooling_equals_that_of_a_text_without_padding(sentence_folder, tm
     encoder = encoder_in(folder)
     assert encoder.config.text.pooling == pooling
     tokens, _ = encoder.tokenize(TEXTS)
-    assert_equal_vectors(encoder.encode_tokens(tokens, 24), plain_vectors(folder, tokens, pooling))
+    for pad_to in (24, None):
+        assert_equal_vectors(encoder.encode_tokens(tokens, pad_to), plain_vectors(folder, tokens, pooling))
 
 
 def test_poolings_by_hand():

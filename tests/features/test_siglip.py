@@ -12,6 +12,7 @@ from features.errors import CacheError, UsageError
 from features.families import load_encoder
 from features.preprocess import normalise
 from features.siglip import SiglipEncoder
+from features.text_layout import TextLayout
 
 TEXTS = ["The best cake!", "a cat and a dog?", "the", "", "of " * 40, "video video", "dog"]
 THE, BEST, CAKE, END, PAD = 4, 5, 8, 2, 0
@@ -81,7 +82,7 @@ def test_a_picture_alone_has_the_vector_it_has_in_a_batch(encoder: SiglipEncoder
 
 
 def test_padding_is_part_of_the_text_and_may_not_be_trimmed(encoder: SiglipEncoder):
-    assert encoder.token_step is None
+    assert encoder.text_layout == TextLayout.whole(16)
     with pytest.raises(ValueError, match="padded to 16"):
         encoder.encode_tokens(encoder.tokenize(["the"])[0], 8)
 

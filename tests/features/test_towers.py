@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from features.errors import UsageError
+from features.text_layout import TextLayout
 from features.towers import Place, normalised, padded, read_tokenizer, tokenized
 
 TOKENS = st.lists(st.lists(st.integers(5, 99), min_size=1, max_size=8).map(np.array), min_size=1, max_size=6)
@@ -48,4 +49,4 @@ def test_without_preprocessing_no_picture_is_read():
 
 @pytest.mark.parametrize(("device", "step"), [("cpu", 1), ("cuda:0", 8)])
 def test_texts_are_padded_to_few_lengths_on_gpus_alone(device: str, step: int):
-    assert Place.of(device, "fp32").token_step == step
+    assert Place.of(device, "fp32").trimmed(77, packs=False) == TextLayout(77, step)

@@ -12,6 +12,7 @@ from features.plan import digest
 from features.preprocess import ImagePreprocess
 from features.progress import Silent
 from features.status import Status
+from features.text_layout import TextLayout
 from features.texts import TextPolicy
 from pipeline import found_encoder, run_encoders
 from pipeline.run_encoders import RunEncoders
@@ -137,7 +138,7 @@ def test_what_a_vector_cannot_hold_marks_its_row(world, images, monkeypatch):
 
 
 class Huge:
-    max_tokens, token_step = 20, 1
+    text_layout = TextLayout(20, step=1)
     tokenize = encode_tokens = dict
 
     def encode_images(self, pixels):

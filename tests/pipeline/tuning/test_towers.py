@@ -5,7 +5,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from features.embed import padded_length
 from features.encoders import resolve_encoder
 from features.families import load_encoder
 from pipeline.config import FinetuneConfig
@@ -106,7 +105,7 @@ def test_gradients_reach_what_is_trained_in_every_family(encoder, options):
         towers.encoder.image_vectors(pixels).square().sum().backward()
     if "text" in kinds:
         tokens, _ = towers.encoder.tokenize(["a cake", "two"])
-        length = padded_length(max(map(len, tokens)), towers.encoder)
+        length = towers.encoder.text_layout.width(max(map(len, tokens)))
         towers.encoder.text_vectors(tokens, length).square().sum().backward()
     reached = [name for name, parameter in towers.parameters.items() if parameter.grad is not None]
     assert len(reached) >= 0.9 * len(towers.parameters)
