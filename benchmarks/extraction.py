@@ -5,10 +5,10 @@
 
 Every way encodes the same rows with the same weights in the same precision, in turns, and the median of each counts.
 "forward" runs the two towers on inputs that are ready on the device, texts sorted by length and padded as little as a
-rectangle allows: the arithmetic that whoever pads cannot avoid. vp is measured from its first batch to its last, as it tells itself, in a process of
-its own, once for each number of threads that decode. sentence-transformers takes part where it is installed. `--size`
-enlarges or shrinks the thumbnails first, `--texts` leaves them out and takes titles alone, `--rows` beyond the dataset
-repeats it.
+rectangle allows: the arithmetic that whoever pads cannot avoid. vp is measured from its first batch to its last, as it
+tells itself, in a process of its own, once for each number of threads that decode. sentence-transformers takes part
+where it is installed. `--size` enlarges or shrinks the thumbnails first, `--texts` leaves them out and takes titles
+alone, `--rows` beyond the dataset repeats it.
 """
 
 import argparse
