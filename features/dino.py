@@ -49,6 +49,6 @@ class DinoEncoder:
         """Refuse: there is no text tower."""
         raise ValueError(f"{self.config.tag} reads no texts, however {len(tokens)} of {pad_to} tokens were given")
 
-    def text_vectors(self, tokens: Sequence[Any], pad_to: int) -> Never:
+    def text_vectors(self, tokens: Sequence[Any], pad_to: int | None) -> Never:
         """Refuse: there is no text tower."""
         raise ValueError(f"{self.config.tag} reads no texts, however {len(tokens)} of {pad_to} tokens were given")

@@ -130,15 +130,20 @@ class Device:
     Parameters
     ----------
     batch_size
-        Rows in a batch.
+        Rows in a batch; packed texts are more or fewer.
     in_flight
         Batches at a time: with two a GPU has the next one before it ends the first, a CPU can only do one.
     """
 
     def __init__(self, batch_size: int, in_flight: int) -> None:
         self.batch_size, self.in_flight = batch_size, in_flight
-        self.fits = batch_size
+        self._pieces = 1
         self._pool = ThreadPoolExecutor(in_flight, thread_name_prefix="encode")
+
+    @property
+    def fits(self) -> int:
+        """How many rows at a time have fitted into memory."""
+        return -(-self.batch_size // self._pieces)
 
     def submit(self, encode: Callable[[Any], Float32[np.ndarray, "_ dim"]], batch: Any) -> "Future[Any]":
         """Encode a batch (anything that can be sliced); the future holds its vectors."""
@@ -152,19 +157,19 @@ class Device:
         self, encode: Callable[[Any], Float32[np.ndarray, "_ dim"]], batch: Any
     ) -> Float32[np.ndarray, "_ dim"]:
         while True:
-            fits = self.fits
-            size = -(-len(batch) * fits // self.batch_size)  # packed texts are more or fewer than rows of a batch
+            pieces = self._pieces
+            size = -(-len(batch) // pieces)  # packed texts are more or fewer than the rows of a batch
             try:
                 return np.concatenate([encode(batch[start : start + size]) for start in range(0, len(batch), size)])
             except Exception as error:
                 if not _is_out_of_memory(error):
                     raise
-                if 1 in (size, fits):
+                if size == 1:
                     raise WorkersFailedError(
                         f"not even one row at a time fits into the memory of the device ({error}): "
                         "free some of it, or choose another device or a smaller encoder"
                     ) from error
-            self.fits = min(self.fits, fits // 2)
+            self._pieces = max(self._pieces, 2 * pieces)
 
 
 _OUT_OF_MEMORY = (

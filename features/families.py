@@ -17,7 +17,7 @@ class TowerEncoder(Encoder, Protocol):
     def image_vectors(self, pixels: Any) -> Any:
         """Tensor of vectors of a tensor of grey levels, both on the device; gradients flow through."""
 
-    def text_vectors(self, tokens: Sequence[Any], pad_to: int) -> Any:
+    def text_vectors(self, tokens: Sequence[Any], pad_to: int | None) -> Any:
         """Tensor of vectors of tokenised texts, on the device; gradients flow through."""
 
 

@@ -34,14 +34,14 @@ class PackedTexts(NamedTuple):
     runs: Sequence[Run]
 
     @classmethod
-    def of(cls, tokens: Sequence[Int64[np.ndarray, " _"]]) -> "PackedTexts":
+    def of(cls, tokens: Sequence[Int64[np.ndarray, " _"]], device: torch.device) -> "PackedTexts":
         """Pack token ids; texts of equal length should be neighbours."""
         lengths = np.array([len(text) for text in tokens])
         starts = np.cumsum(lengths) - lengths
         positions = np.arange(lengths.sum()) - np.repeat(starts, lengths)
         runs = [Run(len(list(equal)), int(length)) for length, equal in groupby(lengths)]
-        ids = np.concatenate(tokens)
-        return cls(torch.from_numpy(ids)[:, None], torch.from_numpy(positions)[:, None], starts, runs)
+        ids, at = (torch.from_numpy(part)[:, None].to(device) for part in (np.concatenate(tokens), positions))
+        return cls(ids, at, starts, runs)
 
 
 def allow_packing() -> None:
@@ -68,18 +68,18 @@ def _attention(
     *,
     runs: Sequence[Run] | None = None,
     scaling: float | None = None,
+    dropout: float = 0.0,
     is_causal: bool | None = None,
     **options: Any,
 ) -> tuple[Float[torch.Tensor, "text token head dim"], None]:
     """Attention as transformers calls it; a packed row comes as texts of one token, with its runs."""
     if runs is None:
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, scaling=scaling, is_causal=is_causal, **options
-        )
+        options |= {"scaling": scaling, "dropout": dropout, "is_causal": is_causal}
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     causal = bool(module.is_causal if is_causal is None else is_causal)
     attended = []
     for rectangles in zip(*(split(part[:, :, 0], runs) for part in (query, key, value)), strict=True):
         q, k, v = (rectangle.transpose(1, 2) for rectangle in rectangles)
-        own = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scaling)
+        own = torch.nn.functional.scaled_dot_product_attention(q, k, v, None, dropout, causal, scale=scaling)
         attended.append(own.transpose(1, 2).flatten(0, 1))
     return torch.cat(attended).unsqueeze(1), None

@@ -82,7 +82,7 @@ class SentenceEncoder:
             tower = read_tower(model, config, **options)
         self.towers: dict[str, Any] = {"text": tower.to(self._place.device, self._place.dtype)}
         self._pad_id = int(tower.config.pad_token_id or 0)
-        self._first_position = 0 if config.family == "bert" else self._pad_id + 1
+        self._counts_from_zero = config.family == "bert"
 
     def encode_images(self, pixels: Any) -> Never:
         """Refuse: there is no image tower."""
@@ -108,10 +108,16 @@ class SentenceEncoder:
     ) -> Float[torch.Tensor, "batch dim"]:
         """The same on the device, with gradients where they are wanted."""
         if pad_to is None:
-            row = PackedTexts.of(tokens)
-            positions = row.positions + self._first_position
+            row = PackedTexts.of(tokens, self._place.device)
+            positions = row.positions if self._counts_from_zero else self._positions_beside_padding(tokens)
             packed = self.towers["text"](input_ids=row.ids, position_ids=positions, runs=row.runs).last_hidden_state
             return torch.cat([self._pool(part, _everywhere(part)) for part in split(packed[:, 0].float(), row.runs)])
         ids, real = (part.to(self._place.device) for part in padded(tokens, pad_to, self.max_tokens, self._pad_id))
         hidden = self.towers["text"](input_ids=ids, attention_mask=real.long()).last_hidden_state
         return self._pool(hidden.float(), real)  # bf16 cannot even count tokens beyond 256
+
+    def _positions_beside_padding(self, tokens: Sequence[Int64[np.ndarray, " _"]]) -> Int64[torch.Tensor, "token 1"]:
+        """As RoBERTa counts: on from the id of padding, which itself has that position, in the middle of a text too."""
+        real = [ids != self._pad_id for ids in tokens]
+        positions = np.concatenate([np.cumsum(each) * each for each in real]) + self._pad_id
+        return torch.from_numpy(positions)[:, None].to(self._place.device)

@@ -27,7 +27,7 @@ class TextBatch:
     def filled(self, tokens: Sequence[Int64[np.ndarray, " _"]]) -> list[Int64[np.ndarray, " _"]]:
         """The tokens of its texts, and behind them what it takes for every batch to have one size."""
         own = [tokens[text] for text in self.texts]
-        filler = own[0][:1] if self.pad_to is None else own[0]
+        filler = own[-1][:1] if self.pad_to is None else own[0]  # the last is the longest: it has a token
         return own + [filler] * self.spare
 
 
@@ -40,8 +40,9 @@ class TextLayout:
     step
         A batch is a rectangle, as wide as its longest text rounded up to a multiple of so many tokens.
     packed
-        A batch is one row of tokens instead, text behind text: nothing is padded, each text attends to itself alone,
-        and as every batch has one number of tokens, no vector depends on what else is in it.
+        A batch is one row of tokens instead, text behind text: nothing is padded, and each text attends to itself
+        alone. As every batch has one number of tokens, and a text longer than that is a batch of its own, no vector
+        depends on what else is in a batch.
     """
 
     max_tokens: int
@@ -68,8 +69,8 @@ class TextLayout:
         ...     print(batch)
         TextBatch(texts=[1, 2], pad_to=16, spare=0)
         TextBatch(texts=[0], pad_to=24, spare=1)
-        >>> list(TextLayout(77, step=1, packed=True).batches([20, 5, 9], batch_size=2))
-        [TextBatch(texts=[1, 2, 0], pad_to=None, spare=43)]
+        >>> list(TextLayout(77, step=1, packed=True).batches([50, 5, 9], batch_size=2))
+        [TextBatch(texts=[1, 2], pad_to=None, spare=18), TextBatch(texts=[0], pad_to=None, spare=0)]
         """
         order = sorted(range(len(lengths)), key=lengths.__getitem__)
         return self._packed(order, lengths, batch_size) if self.packed else self._rectangles(order, lengths, batch_size)
@@ -80,11 +81,14 @@ class TextLayout:
             yield TextBatch(texts, self.width(lengths[texts[-1]]), spare=batch_size - len(texts))
 
     def _packed(self, order: Sequence[int], lengths: Sequence[int], batch_size: int) -> Iterator[TextBatch]:
-        # Whole multiples of the longest text: descriptions often reach it, and then nothing is left over.
-        room = max(1, round(batch_size * PACKED_TOKENS_PER_ROW / self.max_tokens)) * self.max_tokens
+        room = batch_size * PACKED_TOKENS_PER_ROW
+        if self.max_tokens <= room:  # whole multiples, because descriptions often reach the limit
+            room = round(room / self.max_tokens) * self.max_tokens
         texts: list[int] = []
         left = room
         for text in order:
+            if lengths[text] > room:
+                break
             if lengths[text] > left:
                 yield TextBatch(texts, None, left)
                 texts, left = [], room
@@ -92,3 +96,4 @@ class TextLayout:
             left -= lengths[text]
         if texts:
             yield TextBatch(texts, None, left)
+        yield from (TextBatch([text], None, 0) for text in order if lengths[text] > room)

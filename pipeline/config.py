@@ -58,7 +58,9 @@ class ExtractConfig(WorkConfig):
         Literal["auto", "fp32", "bf16", "fp16", "int8"],
         "arithmetic of the encoder: bf16 on GPUs, fp32 on CPUs; int8, for CPUs, is measured first",
     ] = "auto"
-    batch_size: Annotated[int | None, "rows per forward pass (halved where memory runs out)"] = None
+    batch_size: Annotated[
+        int | None, "rows per forward pass (halved where memory runs out); of packed texts 16 tokens each"
+    ] = None
     num_workers: Annotated[int | None, "threads that decode thumbnails, in each process"] = None
     compile: Annotated[bool, "compile the tower of images first: a minute or more, worth it on long GPU runs"] = False
     workers: Annotated[int | None, "processes on the CPU (on GPUs there is one for each)"] = None

@@ -10,7 +10,7 @@ import torch
 from transformers import CLIPModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
-from features.clip import ClipEncoder
+from features.clip import ClipEncoder, FoldedSiLU
 from features.encoders import EncoderConfig, resolve_encoder
 from features.errors import CacheError, UsageError
 from features.preprocess import normalise
@@ -109,6 +109,21 @@ def test_a_length_that_does_not_fit_is_refused(encoder: ClipEncoder):
 def test_equal_batch_shapes_give_equal_bits_whatever_else_is_in_the_batch(encoder: ClipEncoder, pixels):
     mirrored = np.concatenate([pixels[:1], pixels[1:][::-1]])
     assert np.array_equal(encoder.encode_images(pixels)[0], encoder.encode_images(mirrored)[0])
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+def test_the_folded_activation_gives_equal_bits_wherever_a_row_lies_and_however_many_threads_compute(threads: int):
+    rows = torch.randn(539, 2048, generator=torch.Generator().manual_seed(0))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.inference_mode():
+            together = FoldedSiLU()(rows)
+            parts = torch.cat([FoldedSiLU()(rows[start : start + 7].clone()) for start in range(0, 539, 7)])
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(together, parts)
+    assert torch.allclose(together, torch.nn.functional.silu(rows), rtol=1e-6, atol=1e-6)
 
 
 def test_a_tensor_and_an_array_of_pixels_give_the_same(encoder: ClipEncoder, pixels):

@@ -35,7 +35,7 @@ def encoder(request, tmp_path_factory, sentence_folder: Callable[[str], Path]) -
 
 
 def test_a_row_is_one_text_behind_the_other():
-    row = PackedTexts.of([np.array([5, 6]), np.array([7, 8]), np.array([9])])
+    row = PackedTexts.of([np.array([5, 6]), np.array([7, 8]), np.array([9])], torch.device("cpu"))
     assert row.ids.tolist() == [[5], [6], [7], [8], [9]]
     assert row.positions.tolist() == [[0], [1], [0], [1], [0]]
     assert row.starts.tolist() == [0, 2, 4]
@@ -71,6 +71,15 @@ def vectors(encoder: TowerEncoder, texts: list[str]) -> dict[str, bytes]:
 def test_what_lies_beside_a_text_changes_not_one_bit(encoder: TowerEncoder, companions: list[str]):
     alone, together = vectors(encoder, WORDS), vectors(encoder, [*companions, *WORDS])
     assert {text: together[text] for text in WORDS} == alone
+
+
+@pytest.mark.parametrize("family", ["roberta", "xlm-roberta"])
+def test_padding_in_the_middle_of_a_text_is_not_counted(sentence_folder: Callable[[str], Path], family: str):
+    folder = sentence_folder(family)
+    encoder = load_encoder(resolve_encoder(str(folder), folder.parent), ["text"], "cpu", "fp32")
+    tokens = [np.array([0, 4, 5, 1, 8, 6, 2]), np.array([0, 9, 2])]  # 1 is <pad>
+    packed, padded = (encoder.encode_tokens(tokens, pad_to) for pad_to in (None, 7))
+    assert np.abs(packed - padded).max() < 1e-5
 
 
 def test_gradients_flow_through_a_packed_row(encoder: TowerEncoder):
