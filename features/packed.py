@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, Real
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
@@ -50,9 +50,7 @@ def allow_packing() -> None:
     AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 
-def split(
-    row: Float[torch.Tensor, "token ..."], runs: Sequence[Run]
-) -> Iterator[Float[torch.Tensor, "text token ..."]]:
+def split(row: Real[torch.Tensor, "token ..."], runs: Sequence[Run]) -> Iterator[Real[torch.Tensor, "text token ..."]]:
     """The runs of a packed row as rectangles, without copies."""
     sizes = [run.texts * run.tokens for run in runs]
     for part, run in zip(torch.split(row, sizes), runs, strict=True):

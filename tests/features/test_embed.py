@@ -175,7 +175,7 @@ def test_an_encoder_that_must_see_all_padding_gets_all_of_it(recorder):
 
 
 @QUICK
-@given(lengths=st.lists(st.integers(0, 18), max_size=30), batch_size=st.integers(1, 5))
+@given(lengths=st.lists(st.integers(0, 18), min_size=1, max_size=30), batch_size=st.integers(1, 5))
 def test_packed_batches_all_have_one_number_of_tokens_and_no_padding(recorder, lengths, batch_size):
     encoder = recorder()
     encoder.text_layout = TextLayout(20, step=1, packed=True)
