@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ import transformers
 from PIL import Image
 from transformers import CLIPModel, CLIPProcessor
 
-from features.towers import Place
+from features.towers import Place, padded
 from pipeline.extract import CPU_ROWS_PER_SHARD, GPU_ROWS_PER_SHARD
 
 MAX_TOKENS = 77
@@ -159,18 +159,14 @@ class Rivals:
             batches += [("pixel_values", self._pixels(self.paths[start : start + self.batch])) for start in starts]
         tokens = self.processor.tokenizer(self.texts, truncation=True, max_length=MAX_TOKENS)["input_ids"]
         end = self.processor.tokenizer.eos_token_id
-        for batch in self._of_similar_length(tokens):
-            width = self.layout.width(len(batch[-1]))
-            ids = torch.tensor([ids + [end] * (width - len(ids)) for ids in batch])
-            batches.append(("input_ids", ids.to(self.device)))
-        return batches
-
-    def _of_similar_length(self, tokens: list[list[int]]) -> Iterator[list[list[int]]]:
-        """Batches that are sorted by length within a shard."""
         shard_rows = CPU_ROWS_PER_SHARD if self.device == "cpu" else GPU_ROWS_PER_SHARD
         for first in range(0, len(tokens), shard_rows):
-            shard = sorted(tokens[first : first + shard_rows], key=len)
-            yield from (shard[start : start + self.batch] for start in range(0, len(shard), self.batch))
+            shard = [np.array(ids) for ids in tokens[first : first + shard_rows]]
+            for batch in self.layout.batches([len(ids) for ids in shard], self.batch):
+                own = [shard[text] for text in batch.texts]
+                ids, _ = padded(own, self.layout.width(len(own[-1])), MAX_TOKENS, end)
+                batches.append(("input_ids", ids.to(self.device)))
+        return batches
 
     def _pixels(self, paths: list[Path]) -> torch.Tensor:
         pictures = [Image.open(path).convert("RGB") for path in paths]

@@ -10,7 +10,7 @@ from transformers import CLIPConfig, CLIPTextModelWithProjection, CLIPTokenizer,
 
 from features.encoders import EncoderConfig
 from features.errors import UsageError
-from features.packed import ATTENTION, PackedTexts, allow_packing
+from features.packed import PackedTexts, attention_for
 from features.towers import (
     Place,
     encoded_crops,
@@ -60,8 +60,7 @@ class ClipEncoder:
             if "image" in kinds:
                 self.towers["image"] = self._load(CLIPVisionModelWithProjection, "vision_config")
             if "text" in kinds:
-                allow_packing()
-                attention = {"attn_implementation": ATTENTION}
+                attention = attention_for(self.text_layout)
                 self.towers["text"] = self._load(CLIPTextModelWithProjection, "text_config", **attention)
                 tokenizer = CLIPTokenizer.from_pretrained(config.folder, local_files_only=True)
                 self._eos = self._checked_eos(int(tokenizer.eos_token_id))

@@ -1,8 +1,8 @@
 """From sources to vectors, one shard at a time: batches, repeats and rows that cannot be encoded.
 
 A row is never dropped. Batches never straddle shards and tails are padded to the batch size, because equal batch
-shapes give bit-equal vectors whatever else is in the batch, and other shapes do not. Packed texts (`TextLayout`) all
-have one shape; rectangles of texts have that of the longest among them.
+shapes give bit-equal vectors whatever else is in the batch, and other shapes do not. Packed texts (`TextLayout`)
+share one shape, and one that is longer is alone; rectangles of texts are as wide as the longest among them.
 """
 
 import time

@@ -15,7 +15,9 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-ATTENTION = "vp_packed"
+from features.text_layout import TextLayout
+
+_ATTENTION = "vp_packed"
 
 
 class Run(NamedTuple):
@@ -44,10 +46,13 @@ class PackedTexts(NamedTuple):
         return cls(ids, at, starts, runs)
 
 
-def allow_packing() -> None:
-    """Make `attn_implementation=ATTENTION` known to transformers; for rectangles of texts it is its "sdpa"."""
-    AttentionInterface.register(ATTENTION, _attention)
-    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+def attention_for(layout: TextLayout) -> dict[str, str]:
+    """What `read_tower` is to be told for texts in this layout: where they are packed, the attention below."""
+    if not layout.packed:
+        return {}
+    AttentionInterface.register(_ATTENTION, _attention)
+    AttentionMaskInterface.register(_ATTENTION, sdpa_mask)  # for rectangles of texts, which the same tower reads too
+    return {"attn_implementation": _ATTENTION}
 
 
 def split(row: Real[torch.Tensor, "token ..."], runs: Sequence[Run]) -> Iterator[Real[torch.Tensor, "text token ..."]]:

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Float32, Int64
 from transformers import BertModel, ModernBertModel, MPNetModel, RobertaModel, XLMRobertaModel
 
 from features.encoders import EncoderConfig
-from features.packed import ATTENTION, PackedTexts, allow_packing, split
+from features.packed import PackedTexts, attention_for, split
 from features.towers import Place, padded, quiet_transformers, read_tokenizer, read_tower, to_numpy, tokenized
 
 Hidden = Float[torch.Tensor, "text token dim"]
@@ -75,11 +75,8 @@ class SentenceEncoder:
         self.text_layout = self._place.trimmed(self.max_tokens, packs=config.family in PACKED)
         self._tokenizer = read_tokenizer(config.folder)
         model, options = _MODELS[config.family]
-        if config.family in PACKED:
-            allow_packing()
-            options = options | {"attn_implementation": ATTENTION}
         with quiet_transformers():
-            tower = read_tower(model, config, **options)
+            tower = read_tower(model, config, **options | attention_for(self.text_layout))
         self.towers: dict[str, Any] = {"text": tower.to(self._place.device, self._place.dtype)}
         self._pad_id = int(tower.config.pad_token_id or 0)
         self._counts_from_zero = config.family == "bert"

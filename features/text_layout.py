@@ -87,13 +87,11 @@ class TextLayout:
         texts: list[int] = []
         left = room
         for text in order:
-            if lengths[text] > room:
-                break
             if lengths[text] > left:
-                yield TextBatch(texts, None, left)
-                texts, left = [], room
+                if texts:
+                    yield TextBatch(texts, None, left)
+                texts, left = [], max(room, lengths[text])
             texts.append(text)
             left -= lengths[text]
         if texts:
             yield TextBatch(texts, None, left)
-        yield from (TextBatch([text], None, 0) for text in order if lengths[text] > room)
