@@ -67,7 +67,7 @@ def draw_inputs(config: EncoderConfig, inputs: int) -> tuple[np.ndarray | None, 
         ]
         pixels = np.stack(pictures).transpose(0, 3, 1, 2).copy()
     words = WORDS.split()
-    length = config.text.max_tokens if config.text else 0
+    length = config.max_tokens
     texts = [" ".join(rng.choice(words, length)) for _ in range(inputs if config.text else 0)]
     return pixels, texts
 
@@ -79,7 +79,7 @@ def one_batch(
     if kind == "image":
         return lambda: encoder.encode_images(pixels[:batch])
     tokens = encoder.tokenize(texts[:batch])[0]
-    return lambda: encoder.encode_tokens(tokens, encoder.max_tokens)
+    return lambda: encoder.encode_tokens(tokens, encoder.text_layout.max_tokens)
 
 
 def cpu_seconds(work: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:

@@ -69,7 +69,7 @@ def measure(encoder: Encoder, config: EncoderConfig, tower: str, batch: int, dev
     if tower == "image":
         run = partial(encoder.encode_images, pixels)
     else:
-        run = partial(encoder.encode_tokens, encoder.tokenize(texts)[0], encoder.max_tokens)
+        run = partial(encoder.encode_tokens, encoder.tokenize(texts)[0], encoder.text_layout.max_tokens)
     on_gpu = device.startswith("cuda")
     run()
     with FlopCounterMode(display=False) as counter:

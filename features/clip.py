@@ -5,29 +5,21 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, Int64, Real, UInt8
+from jaxtyping import Float, Int64, Real
 from transformers import CLIPConfig, CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionModelWithProjection
 
 from features.encoders import EncoderConfig
 from features.errors import UsageError
 from features.packed import PackedTexts, attention_for
-from features.towers import (
-    Place,
-    encoded_crops,
-    normalised,
-    padded,
-    quiet_transformers,
-    read_tower,
-    to_numpy,
-    tokenized,
-)
+from features.torch_encoder import TorchEncoder
+from features.towers import Place, normalised, quiet_transformers, read_tower
 
 QUICK_GELU = 1.702  # x * sigmoid(1.702 x), the sigmoid approximation of Hendrycks and Gimpel (arXiv:1606.08415)
 
 _LEGACY_EOS = 2  # in configurations before transformers pull request 24773; means "the largest id ends the text"
 
 
-class ClipEncoder:
+class ClipEncoder(TorchEncoder):
     """Thumbnails and texts -> projected CLIP vectors, not normalised: their length carries information.
 
     Parameters
@@ -50,12 +42,9 @@ class ClipEncoder:
     """
 
     def __init__(self, config: EncoderConfig, kinds: Sequence[str], device: str, precision: str) -> None:
-        self.config = config
-        self.max_tokens = config.text.max_tokens if config.text else 0
-        self.towers: dict[str, Any] = {}
-        self._place = Place.of(device, precision)
+        place = Place.of(device, precision)
         # Attention is causal: what follows the end token cannot matter.
-        self.text_layout = self._place.trimmed(self.max_tokens, packs=True)
+        super().__init__(config, place, place.trimmed(config.max_tokens, packs=True))
         with quiet_transformers():
             if "image" in kinds:
                 self.towers["image"] = self._load(CLIPVisionModelWithProjection, "vision_config")
@@ -67,49 +56,32 @@ class ClipEncoder:
                 self._tokenizer = tokenizer.backend_tokenizer
                 self._tokenizer.no_padding()
 
-    def encode_images(
-        self, pixels: UInt8[np.ndarray, "batch 3 height width"] | UInt8[torch.Tensor, "batch 3 height width"]
-    ) -> Float32[np.ndarray, "batch dim"]:
-        """Vectors of crops made by `read_thumbnail`; a pinned tensor is copied without waiting."""
-        return encoded_crops(self.image_vectors, pixels, self._place)
-
     def image_vectors(self, pixels: Real[torch.Tensor, "batch 3 height width"]) -> Float[torch.Tensor, "batch dim"]:
-        """Vectors of grey levels that are on the device; gradients flow through where they are wanted."""
+        """The projected class token."""
         tower = self.towers["image"]
         return cast("torch.Tensor", tower(normalised(pixels, self.config.preprocess, self._place)).image_embeds)
-
-    def tokenize(self, texts: Sequence[str]) -> tuple[list[Int64[np.ndarray, " _"]], Bool[np.ndarray, " text"]]:
-        """Token ids of each text with start and end, at most `max_tokens`; and which texts were cut."""
-        return tokenized(self._tokenizer, texts, self.max_tokens)
-
-    def encode_tokens(
-        self, tokens: Sequence[Int64[np.ndarray, " _"]], pad_to: int | None
-    ) -> Float32[np.ndarray, "batch dim"]:
-        """Vectors of tokenised texts, padded to `pad_to` with the end token, or packed.
-
-        No attention mask is needed: attention is causal and the vector is read at the first end token.
-        """
-        with torch.inference_mode():
-            return to_numpy(self.text_vectors(tokens, pad_to))
 
     def text_vectors(
         self, tokens: Sequence[Int64[np.ndarray, " _"]], pad_to: int | None
     ) -> Float[torch.Tensor, "batch dim"]:
-        """The same on the device, with gradients where they are wanted."""
+        """Of texts padded with the end token, or packed.
+
+        No attention mask is needed: attention is causal and the vector is read at the first end token.
+        """
         if pad_to is None:
             row = PackedTexts.of(tokens, self._place.device)
             ends = torch.from_numpy(row.starts + [np.argmax(text == self._eos) for text in tokens])
             every = self.towers["text"](input_ids=row.ids, position_ids=row.positions, runs=row.runs).text_embeds
             return cast("torch.Tensor", every[ends])
-        ids, _ = padded(tokens, pad_to, self.max_tokens, self._eos)
-        return cast("torch.Tensor", self.towers["text"](input_ids=ids.to(self._place.device)).text_embeds)
+        ids, _ = self._rectangle(tokens, pad_to, self._eos)
+        return cast("torch.Tensor", self.towers["text"](input_ids=ids).text_embeds)
 
     def _load(self, tower_class: Any, section: str, **options: Any) -> Any:
         tower_config = getattr(CLIPConfig.from_pretrained(self.config.folder, local_files_only=True), section)
         tower_config.projection_dim = self.config.dim["image"]  # some files give the towers the default instead
         tower = read_tower(tower_class, self.config, config=tower_config, **options)
         _fold_quick_gelu(tower)
-        return tower.to(self._place.device, self._place.dtype)
+        return tower.to(*self._place)
 
     def _checked_eos(self, tokenizer_eos: int) -> int:
         tower = self.towers["text"].config

@@ -72,6 +72,11 @@ class EncoderConfig:
         return {name: fact for name, fact in facts.items() if fact is not None}
 
     @property
+    def max_tokens(self) -> int:
+        """The longest text it reads, in tokens, with its start and end; 0 for an encoder of pictures alone."""
+        return self.text.max_tokens if self.text else 0
+
+    @property
     def notices(self) -> tuple[str, ...]:
         """What the user should know before vectors are made."""
         untrained = f"{self.tag} is an untrained encoder with random weights: for demonstrations and tests only"

@@ -1,16 +1,17 @@
 """Sentence encoders (BERT and its relatives with a pooling on top) as frozen encoders: texts only."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Never
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, Int64
+from jaxtyping import Bool, Float, Int64
 from transformers import BertModel, ModernBertModel, MPNetModel, RobertaModel, XLMRobertaModel
 
 from features.encoders import EncoderConfig
 from features.packed import PackedTexts, attention_for, split
-from features.towers import Place, padded, quiet_transformers, read_tokenizer, read_tower, to_numpy, tokenized
+from features.torch_encoder import TorchEncoder
+from features.towers import Place, quiet_transformers, read_tokenizer, read_tower
 
 Hidden = Float[torch.Tensor, "text token dim"]
 Mask = Bool[torch.Tensor, "text token"]
@@ -57,7 +58,7 @@ POOLINGS: dict[str, Callable[[Hidden, Mask], Float[torch.Tensor, "text dim"]]] =
 """How the vectors of the tokens of a text, padding at the right, become one."""
 
 
-class SentenceEncoder:
+class SentenceEncoder(TorchEncoder):
     """Texts -> pooled vectors, not normalised: a `Normalize` in `modules.json` is left to whoever reads them.
 
     Parameters and errors are those of `features.clip.ClipEncoder`.
@@ -66,50 +67,28 @@ class SentenceEncoder:
     def __init__(self, config: EncoderConfig, _kinds: Sequence[str], device: str, precision: str) -> None:
         if config.text is None:
             raise ValueError(f"{config.tag} has no text policy")
-        self.config = config
-        self.max_tokens = config.text.max_tokens
-        self._policy = config.text
-        self._pool = POOLINGS[config.text.pooling]
-        self._place = Place.of(device, precision)
+        place = Place.of(device, precision)
         # Padding is masked: with less of it vectors differ by rounding.
-        self.text_layout = self._place.trimmed(self.max_tokens, packs=config.family in PACKED)
+        super().__init__(config, place, place.trimmed(config.max_tokens, packs=config.family in PACKED))
+        self._pool = POOLINGS[config.text.pooling]
         self._tokenizer = read_tokenizer(config.folder)
         model, options = _MODELS[config.family]
         with quiet_transformers():
             tower = read_tower(model, config, **options | attention_for(self.text_layout))
-        self.towers: dict[str, Any] = {"text": tower.to(self._place.device, self._place.dtype)}
+        self.towers["text"] = tower.to(*place)
         self._pad_id = int(tower.config.pad_token_id or 0)
         self._counts_from_zero = config.family == "bert"
-
-    def encode_images(self, pixels: Any) -> Never:
-        """Refuse: there is no image tower."""
-        raise ValueError(f"{self.config.tag} reads no pictures, however {len(pixels)} were given")
-
-    def tokenize(self, texts: Sequence[str]) -> tuple[list[Int64[np.ndarray, " _"]], Bool[np.ndarray, " text"]]:
-        """Token ids of each text with start and end, at most `max_tokens`; and which texts were cut."""
-        return tokenized(self._tokenizer, [self._policy.prepared(text) for text in texts], self.max_tokens)
-
-    def encode_tokens(
-        self, tokens: Sequence[Int64[np.ndarray, " _"]], pad_to: int | None
-    ) -> Float32[np.ndarray, "batch dim"]:
-        """Vectors of tokenised texts, padded to `pad_to`, where padding is masked, or packed."""
-        with torch.inference_mode():
-            return to_numpy(self.text_vectors(tokens, pad_to))
-
-    def image_vectors(self, pixels: Any) -> Never:
-        """Refuse: there is no image tower."""
-        raise ValueError(f"{self.config.tag} reads no pictures, however {len(pixels)} were given")
 
     def text_vectors(
         self, tokens: Sequence[Int64[np.ndarray, " _"]], pad_to: int | None
     ) -> Float[torch.Tensor, "batch dim"]:
-        """The same on the device, with gradients where they are wanted."""
+        """Of texts padded to `pad_to`, where padding is masked, or packed."""
         if pad_to is None:
             row = PackedTexts.of(tokens, self._place.device)
             positions = row.positions if self._counts_from_zero else self._positions_beside_padding(tokens)
             packed = self.towers["text"](input_ids=row.ids, position_ids=positions, runs=row.runs).last_hidden_state
             return torch.cat([self._pool(part, _everywhere(part)) for part in split(packed[:, 0].float(), row.runs)])
-        ids, real = (part.to(self._place.device) for part in padded(tokens, pad_to, self.max_tokens, self._pad_id))
+        ids, real = self._rectangle(tokens, pad_to, self._pad_id)
         hidden = self.towers["text"](input_ids=ids, attention_mask=real.long()).last_hidden_state
         return self._pool(hidden.float(), real)  # bf16 cannot even count tokens beyond 256
 

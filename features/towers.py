@@ -1,7 +1,7 @@
 """What every family of encoders needs: weights read safely, put on a device, and fed with pixels and tokens."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, Int64, Real, UInt8
+from jaxtyping import Bool, Float, Int64, Real
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from transformers.utils import logging as transformers_logging
@@ -88,16 +88,6 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     return tokenizer
 
 
-def tokenized(
-    tokenizer: Tokenizer, texts: Sequence[str], max_tokens: int
-) -> tuple[list[Int64[np.ndarray, " _"]], Bool[np.ndarray, " text"]]:
-    """Token ids of each text, cut at `max_tokens` before the tokens that end it; and which texts were cut."""
-    tokenizer.enable_truncation(max_tokens)
-    encodings = tokenizer.encode_batch_fast(list(texts))
-    tokens = [np.array(encoding.ids, np.int64) for encoding in encodings]
-    return tokens, np.array([bool(encoding.overflowing) for encoding in encodings], bool)
-
-
 def padded(
     tokens: Sequence[Int64[np.ndarray, " _"]],
     pad_to: int,
@@ -117,16 +107,6 @@ def padded(
     return torch.from_numpy(ids), torch.from_numpy(real)
 
 
-def encoded_crops(
-    image_vectors: Callable[[torch.Tensor], torch.Tensor],
-    pixels: UInt8[np.ndarray, "batch 3 height width"] | UInt8[torch.Tensor, "batch 3 height width"],
-    place: Place,
-) -> Float32[np.ndarray, "batch dim"]:
-    """Vectors of crops made by `read_thumbnail`; a pinned tensor is copied without waiting."""
-    with torch.inference_mode():
-        return to_numpy(image_vectors(torch.as_tensor(pixels).to(place.device, non_blocking=True)))
-
-
 def normalised(
     pixels: Real[torch.Tensor, "batch 3 height width"], preprocess: ImagePreprocess | None, place: Place
 ) -> Float[torch.Tensor, "batch 3 height width"]:
@@ -134,11 +114,6 @@ def normalised(
     if preprocess is None:
         raise ValueError("an encoder without preprocessing reads no pictures")
     return normalise(pixels, preprocess, place.dtype)
-
-
-def to_numpy(vectors: torch.Tensor) -> Float32[np.ndarray, "batch dim"]:
-    """Vectors on the CPU in float32, whatever they were computed in."""
-    return vectors.float().cpu().numpy()
 
 
 @contextmanager

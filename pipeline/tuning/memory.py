@@ -160,7 +160,7 @@ def tower_size(encoder: EncoderConfig, name: str) -> TowerSize:
         tokens = (height // patch) * (across // patch) + 1
         outside = width * (3 * patch**2 + tokens)
     else:
-        tokens = encoder.text.max_tokens if encoder.text else 77
+        tokens = encoder.max_tokens
         outside = width * (numbers["vocab_size"] + tokens)
     return TowerSize(numbers["num_hidden_layers"], width, numbers["intermediate_size"], tokens, outside)
 

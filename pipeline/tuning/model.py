@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Float32, Float64
 
 from features.augment import random_crops
 from features.kinds import IMAGE
+from features.torch_encoder import sent
 from heads.differentiable import DifferentiableHeads, KnownRows
 from pipeline.config import FinetuneConfig
 from pipeline.tuning.batches import Batch
@@ -74,7 +75,7 @@ class TunedModel:
         vectors: dict[str, Float[torch.Tensor, "row _"]] = {}
         crops = None
         if batch.pixels is not None:
-            pixels = batch.pixels.to(self.device, non_blocking=True)
+            pixels = sent(batch.pixels, self.device)
             # Not under autocast: in bf16 crops would be looked up half a pixel off.
             crops = pixels if augment is None else random_crops(pixels, augment)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float64, Int64
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from features.errors import UsageError
 from heads.differentiable import KnownRows
@@ -24,6 +25,8 @@ WARM_UP = 0.1
 MEMORY = 0.1
 """The moving average remembers about so large a share of the steps."""
 CLIP_NORM = 1.0
+LOOK_EVERY = 10
+"""Steps between looks at losses and gradients: to look is to wait until a GPU has done all that is queued."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -102,9 +105,11 @@ class Steps:
         batches = self._feed.batches(order, task.config.batch_size)
         for begin in range(0, len(order), self._rows_per_step):
             n_rows = min(self._rows_per_step, len(order) - begin)
-            task.require_finite(self._step(batches, n_rows, state.steps, augment, seen), epoch)
+            self._step(batches, n_rows, state.steps, augment, seen)
             state.steps += 1
             _follow(average, self._model.parameters, state.steps, self._total)
+            if seen.steps % LOOK_EVERY == 0 or begin + n_rows == len(order):
+                task.require_finite(seen.latest(LOOK_EVERY), epoch)
         state.epoch, state.values = epoch, self._model.values()
         state.average = {name: value.cpu() for name, value in average.items()}
         moments = {name: self._optimizer.state[parameter] for name, parameter in self._model.parameters.items()}
@@ -112,24 +117,22 @@ class Steps:
         state.second = {name: moment["exp_avg_sq"] for name, moment in moments.items()}
         return seen
 
-    def _step(self, batches: Iterator[Batch], n_rows: int, step: int, augment: torch.Generator, seen: "Seen") -> float:
-        """One update from `n_rows` rows in one or more batches; returns its loss, or what is not finite behind it."""
+    def _step(self, batches: Iterator[Batch], n_rows: int, step: int, augment: torch.Generator, seen: "Seen") -> None:
+        """One update from `n_rows` rows in one or more batches."""
         seen.factor = schedule(step, self._total)
         for group, lr in zip(self._optimizer.param_groups, self._lrs, strict=True):
             group["lr"] = lr * seen.factor
         self._optimizer.zero_grad(set_to_none=True)
-        squares, done = 0.0, 0
+        losses, done = [], 0
         while done < n_rows:
             batch = next(batches)
             loss = self._squares(batch, augment, seen) / n_rows
             loss.backward()  # type: ignore[no-untyped-call]  # torch has not annotated it
-            squares += float(loss.detach())
+            losses.append(loss.detach())
             done += len(batch.rows)
             self._tell(len(batch.rows))
-        seen.add_loss(squares, n_rows)
-        norms = _clipped_norms(self._model.parameters)
+        seen.add_step(losses, _clip(self._model.parameters), n_rows)
         self._optimizer.step()
-        return squares if math.isfinite(norms) else norms
 
     def _squares(self, batch: Batch, augment: torch.Generator, seen: "Seen") -> torch.Tensor:
         known = self._known.take(batch.rows, self._model.device)
@@ -140,34 +143,47 @@ class Steps:
 
 
 class Seen:
-    """What an epoch has seen: losses of its steps, the last factor on the rates, and what the heads gave."""
+    """What an epoch has seen: losses and gradients of its steps, the last factor on the rates, and what the heads gave.
+
+    All of it stays on the device until it is asked for.
+    """
 
     def __init__(self) -> None:
         self.factor = 0.0
-        self._losses: list[tuple[float, int]] = []
-        self._outputs: list[np.ndarray] = []
-        self._present: list[np.ndarray] = []
+        self._steps: list[tuple[list[torch.Tensor], torch.Tensor, int]] = []
+        self._outputs: list[torch.Tensor] = []
+        self._present: list[torch.Tensor] = []
 
-    def add_loss(self, loss: float, n_rows: int) -> None:
-        """Of one step."""
-        self._losses.append((loss, n_rows))
+    def add_step(self, losses: list[torch.Tensor], norm: torch.Tensor, n_rows: int) -> None:
+        """Losses of its batches, which together are its loss, and how long its gradient was."""
+        self._steps.append((losses, norm, n_rows))
 
     def add_outputs(self, outputs: torch.Tensor, present: torch.Tensor) -> None:
         """Of the trained heads for some rows, and where their modalities are present."""
-        self._outputs.append(outputs.detach().float().cpu().numpy())
-        self._present.append(present.detach().cpu().numpy())
+        self._outputs.append(outputs.detach())
+        self._present.append(present.detach())
+
+    @property
+    def steps(self) -> int:
+        """So many so far."""
+        return len(self._steps)
+
+    def latest(self, steps: int) -> float:
+        """Losses and lengths of gradients of the latest steps, added up: not finite if one of them is not."""
+        return float(sum(sum(losses) + norm for losses, norm, _ in self._steps[-steps:]))
 
     @property
     def loss(self) -> float:
         """Mean over the rows."""
-        return sum(loss * rows for loss, rows in self._losses) / sum(rows for _, rows in self._losses)
+        of_steps = [(sum(map(float, losses)), n_rows) for losses, _, n_rows in self._steps]
+        return sum(loss * n_rows for loss, n_rows in of_steps) / sum(n_rows for _, n_rows in of_steps)
 
     def canonical(
         self, raw: np.ndarray, shares: np.ndarray, names: tuple[str, ...], trained: tuple[str, ...]
     ) -> Float64[np.ndarray, " modality"]:
         """Canonical weights from what the heads gave while they learned; frozen ones keep their share."""
-        outputs = np.concatenate(self._outputs, axis=1).astype(np.float64)
-        present = np.concatenate(self._present, axis=1) > 0
+        outputs = torch.cat(self._outputs, dim=1).double().cpu().numpy()
+        present = torch.cat(self._present, dim=1).cpu().numpy() > 0
         own = canonical_gauge(outputs, present, shares, 0.0).weights * shares.sum()
         moved = dict(zip(trained, own.tolist(), strict=True))
         weights = np.array([moved.get(name, weight) for name, weight in zip(names, raw.tolist(), strict=True)])
@@ -175,18 +191,19 @@ class Seen:
         return weights
 
 
-def _clipped_norms(parameters: Mapping[str, torch.nn.Parameter]) -> float:
-    """Clip the gradients of towers and heads, each by themselves; returns the sum of the norms that they had.
+def _clip(parameters: Mapping[str, torch.nn.Parameter]) -> torch.Tensor:
+    """Clip the gradients of towers and heads, each by themselves; returns how long they were, added up.
 
     A parameter that no row of a step reached has a gradient of 0, so that all count the same steps.
     """
-    norms = 0.0
+    norms = torch.zeros(())
     for of_heads in (True, False):
         part = [parameter for name, parameter in parameters.items() if name.startswith("heads.") is of_heads]
         for parameter in part:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        norms += float(torch.nn.utils.clip_grad_norm_(part, CLIP_NORM)) if part else 0.0
+        if part:
+            norms = norms.to(part[0].device) + torch.nn.utils.clip_grad_norm_(part, CLIP_NORM)
     return norms
 
 
@@ -194,5 +211,6 @@ def _clipped_norms(parameters: Mapping[str, torch.nn.Parameter]) -> float:
 def _follow(average: Values, parameters: Mapping[str, torch.Tensor], step: int, total: int) -> None:
     """Move the average towards the parameters; early on it forgets faster, or it would keep the start for long."""
     decay = min(math.exp(-1 / (MEMORY * total)), step / (step + 9))
-    for name, value in average.items():
-        value.lerp_(parameters[name].detach(), 1 - decay)
+    new = [parameters[name].detach() for name in average]
+    follow = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]  # torch has not annotated it
+    follow(list(average.values()), new, 0)

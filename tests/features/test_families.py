@@ -39,7 +39,7 @@ def test_every_family_is_found_from_its_folder_and_makes_the_vectors_it_announce
         assert encoder.encode_images(pixels).shape == (2, config.dim["image"])
     if config.text:
         tokens, _ = encoder.tokenize(["the best", ""])
-        assert encoder.encode_tokens(tokens, encoder.max_tokens).shape == (2, config.dim["text"])
+        assert encoder.encode_tokens(tokens, encoder.text_layout.max_tokens).shape == (2, config.dim["text"])
 
 
 @pytest.mark.parametrize(("family", "kind"), [("dinov2", "text"), ("bert", "image")])

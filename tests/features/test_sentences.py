@@ -46,13 +46,13 @@ def test_vectors_equal_those_of_the_model_itself(sentence_folder: Callable[[str]
     tokens, _ = encoder.tokenize(TEXTS)
     expected = plain_vectors(folder, tokens, "mean")
     assert np.abs(expected[0] - expected[1]).max() > 0.05
-    assert_equal_vectors(encoder.encode_tokens(tokens, encoder.max_tokens), expected)
+    assert_equal_vectors(encoder.encode_tokens(tokens, encoder.text_layout.max_tokens), expected)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_trimmed_text_has_the_vector_of_a_padded_one(sentence_folder: Callable[[str], Path], family: str):
     encoder = encoder_in(sentence_folder(family))
-    assert encoder.text_layout == TextLayout(encoder.max_tokens, step=1, packed=family in PACKED)
+    assert encoder.text_layout == TextLayout(encoder.config.max_tokens, step=1, packed=family in PACKED)
     tokens, _ = encoder.tokenize(TEXTS[:6])
     assert_equal_vectors(encoder.encode_tokens(tokens, 8), encoder.encode_tokens(tokens, 24))
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from features.errors import UsageError
 from features.text_layout import TextLayout
-from features.towers import Place, normalised, padded, read_tokenizer, tokenized
+from features.towers import Place, normalised, padded, read_tokenizer
 
 TOKENS = st.lists(st.lists(st.integers(5, 99), min_size=1, max_size=8).map(np.array), min_size=1, max_size=6)
 
@@ -27,13 +27,6 @@ def test_a_padded_text_still_holds_its_tokens_and_the_mask_finds_them(tokens: li
 def test_a_rectangle_that_cannot_hold_the_texts_or_the_tower_cannot_read_is_refused(pad_to: int):
     with pytest.raises(ValueError, match="pad_to must lie between 3 and 12"):
         padded([np.arange(3)], pad_to, 12, 0)
-
-
-def test_a_text_is_cut_before_the_token_that_ends_it(sentence_folder):
-    tokenizer = read_tokenizer(sentence_folder("bert"))
-    tokens, cut = tokenized(tokenizer, ["the best of a cake", "the"], 4)
-    assert [ids.tolist() for ids in tokens] == [[1, 4, 5, 2], [1, 4, 2]]
-    assert cut.tolist() == [True, False]
 
 
 def test_a_damaged_tokenizer_is_refused_by_its_path(tmp_path: Path):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from features.errors import UsageError
 from heads.targets import Standardisation
 from pipeline.config import FinetuneConfig
-from pipeline.tuning.steps import CLIP_NORM, MEMORY, FoldTask, Seen, _clipped_norms, _follow, schedule
+from pipeline.tuning.steps import CLIP_NORM, MEMORY, FoldTask, Seen, _clip, _follow, schedule
 
 
 @given(st.integers(1, 500))
@@ -58,19 +58,19 @@ def drawn_parameters(**gradients):
 
 def test_gradients_of_towers_and_heads_are_clipped_each_by_themselves():
     parameters = drawn_parameters(image_a=[30.0, 40.0], heads_c=[0.03, 0.04])
-    assert _clipped_norms(parameters) == pytest.approx(50.05)
+    assert _clip(parameters) == pytest.approx(50.05)
     assert parameters["image.a"].grad.norm().item() == pytest.approx(CLIP_NORM, rel=1e-4)
     assert parameters["heads.c"].grad.tolist() == pytest.approx([0.03, 0.04])
 
 
 def test_a_parameter_that_no_row_reached_has_a_gradient_of_zero():
     parameters = drawn_parameters()
-    assert _clipped_norms(parameters) == 0
+    assert _clip(parameters) == 0
     assert all(parameter.grad.tolist() == [0.0, 0.0] for parameter in parameters.values())
 
 
 def test_a_gradient_that_is_not_finite_is_noticed():
-    assert math.isnan(_clipped_norms(drawn_parameters(heads_c=[math.nan, 0.0])))
+    assert math.isnan(_clip(drawn_parameters(heads_c=[math.nan, 0.0])))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -82,10 +82,21 @@ def test_what_is_not_finite_is_refused_with_the_rates_that_led_there(tmp_path, v
         task.require_finite(value, 3)
 
 
+@pytest.mark.parametrize(("loss", "norm"), [(math.nan, 1.0), (1.0, math.inf)])
+def test_a_look_at_the_latest_steps_finds_what_is_not_finite(loss: float, norm: float):
+    seen = Seen()
+    seen.add_step([torch.tensor(loss), torch.tensor(1.0)], torch.tensor(norm), 4)
+    assert not math.isfinite(seen.latest(3))
+    for _ in range(3):
+        seen.add_step([torch.tensor(2.0)], torch.tensor(5.0), 2)
+    assert seen.latest(3) == 21.0
+
+
 def test_an_epoch_weighs_its_steps_by_their_rows():
     seen = Seen()
-    seen.add_loss(1.0, 30)
-    seen.add_loss(4.0, 10)
+    norm = torch.tensor(1.0)
+    seen.add_step([torch.tensor(0.25), torch.tensor(0.75)], norm, 30)
+    seen.add_step([torch.tensor(4.0)], norm, 10)
     assert seen.loss == pytest.approx((30 * 1.0 + 10 * 4.0) / 40)
 
 
