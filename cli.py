@@ -6,6 +6,7 @@ cannot disagree. Stages are imported inside commands: `vp --help` loads neither 
 
 import inspect
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -62,8 +63,12 @@ def command(config_class: type) -> Callable[[Stage], Stage]:
         @wraps(stage)
         def run(config_file: Path | None, json: bool, quiet: bool, **given: Any) -> None:
             values = {key: value for key, value in given.items() if value not in (None, [])}
-            console = Console(quiet=quiet)
-            raise typer.Exit(_run(stage, lambda: load(config_class, name, values, config_file), console, json=json))
+
+            def configured(console: Console) -> Outcome:
+                outcome = stage(load(config_class, name, values, config_file), console)
+                return replace(outcome, next_command=_with_config(outcome.next_command, config_file))
+
+            raise typer.Exit(_run(configured, Console(quiet=quiet), json=json))
 
         parameters = [_parameter(option) for option in options_of(config_class) if not option.only_in_file]
         vars(run)["__signature__"] = inspect.Signature([*parameters, *_COMMON])
@@ -103,13 +108,18 @@ class Terminated(BaseException):
     """SIGTERM or SIGHUP arrived; not an Exception, so that no handler below takes it for a failure."""
 
 
-def _run(stage: Stage, configure: Callable[[], Any], console: Console, *, json: bool) -> int:
+def _with_config(following: str, config_file: Path | None) -> str:
+    """The command to run next, which is to read the same file of options."""
+    return f"{following} --config {shlex.quote(str(config_file))}" if following and config_file else following
+
+
+def _run(stage: Callable[[Console], Outcome], console: Console, *, json: bool) -> int:
     """Run one stage to its exit code; a user's mistake is one message, a bug keeps its traceback."""
     _open_closed_streams()
     _turn_signals_into_exceptions()
     _set_up_libraries()
     try:
-        outcome = stage(configure(), console)
+        outcome = stage(console)
     except EXPECTED_ERRORS as error:
         console.end()
         outcome = Outcome([], error=error)
@@ -156,7 +166,8 @@ def _set_up_libraries() -> None:
     by other work, the search of the linear head took 86 s with two threads and 5 s with one; on two free cores 3.6 s
     and 5.1 s. GPUs are numbered as nvidia-smi numbers them; left alone, CUDA calls the fastest one 0.
     """
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // 2)))
+    ours = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", str(max(1, ours // 2)))
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
 
 

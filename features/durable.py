@@ -7,6 +7,7 @@ Created Equal" (OSDI 2014), show what happens when a step is left out.
 
 import contextlib
 import errno
+import hashlib
 import os
 import re
 import shutil
@@ -57,7 +58,13 @@ class DiskCalls:
 
 calls = DiskCalls()
 
-_HOST = re.sub(r"[^A-Za-z0-9]", "_", socket.gethostname())[:32]
+
+def host_tag(name: str) -> str:
+    """A machine's name as a part of file names, which have little room; names of pods differ at their ends alone."""
+    return hashlib.blake2b(name.encode(errors="surrogateescape"), digest_size=8).hexdigest()
+
+
+_HOST = host_tag(socket.gethostname())
 TEMPORARY = re.compile(r"\.tmp-(?P<host>[A-Za-z0-9_]*)-(?P<pid>\d+)-[0-9a-f]{32}")
 """The names of files that are not finished yet."""
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from features import hub
 from features.errors import UsageError
+from features.hashing import sha256_of
 from features.preprocess import ImagePreprocess
 from features.shapes import Shape, read_shape
 from features.short_names import SHORT_NAMES, short_name
@@ -237,5 +238,4 @@ def _sha256(path: Path) -> str:
     blob = path.resolve()
     if blob.parent.name == "blobs" and _SHA256.fullmatch(blob.name):
         return blob.name
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of(path)

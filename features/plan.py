@@ -175,7 +175,7 @@ def write_plan(path: Path, plan: CachePlan) -> None:
     """Publish a plan as JSON."""
     document = {"format": FORMAT, "schema": SCHEMA} | vars(plan)
     document["shards"] = [vars(shard) for shard in plan.shards]
-    durable.publish(path, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    durable.publish(path, json.dumps(document, indent=1) + "\n")
 
 
 def read_plan(path: Path) -> CachePlan | None:

@@ -110,5 +110,14 @@ def cleaned(text: str) -> str:
     return _repaired(html.unescape(text))
 
 
+def without_surrogates(text: str) -> str:
+    r"""Halves of surrogate pairs, which UTF-8 cannot hold, become U+FFFD.
+
+    >>> without_surrogates("Caf\u00e9 \ud83d")
+    'Caf\xe9 \ufffd'
+    """
+    return _LONE_SURROGATE.sub("\ufffd", text)
+
+
 def _repaired(raw: str) -> str:
-    return unicodedata.normalize("NFC", _LONE_SURROGATE.sub("\ufffd", raw).replace("\0", ""))
+    return unicodedata.normalize("NFC", without_surrogates(raw).replace("\0", ""))

@@ -24,6 +24,7 @@ from features.dates import DateReader, ages_years, calendar_year, newest, today_
 from features.errors import DataError, UsageError
 from features.kinds import TEXT
 from features.status import Status
+from features.texts import without_surrogates
 
 TRAIN = "train_val"  # the split that has views
 COLUMNS = ("id", "channel", "title", "description", "date", "year", "views", "thumbnail")
@@ -398,7 +399,7 @@ class _Rows:
     def _add_names(self, fields: list[str]) -> None:
         channel = _cell(fields, self.columns.get("channel")).strip()
         if _has_surrogates(channel):
-            channel = re.sub("[\ud800-\udfff]", "\ufffd", channel)
+            channel = without_surrogates(channel)
             self.counts["surrogates_replaced"] += 1
         self.channel.append(sys.intern(channel))  # few channels have many videos
         if "thumbnail" in self.columns:

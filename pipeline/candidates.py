@@ -1,6 +1,5 @@
 """Videos that may not exist yet, and what the heads of a run see of them."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +10,10 @@ from jaxtyping import UInt8
 from features.dates import NOT_A_TIME, Published
 from features.decode import decode_file
 from features.status import Status
-from features.texts import cleaned
+from features.texts import cleaned, without_surrogates
 from heads.inputs import AnyBlock, Block, Inputs
 from pipeline.inputs import AGE, CHANNEL, WORDS, Source, age_block, channel_block, words_block
 from pipeline.run_encoders import RunEncoders
-
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 UNDATED = Published(NOT_A_TIME, 0, "")
 
@@ -43,7 +40,7 @@ class Candidate:
     @property
     def channel_name(self) -> str:
         """The channel as a table of videos would hold it."""
-        return _LONE_SURROGATE.sub("\ufffd", self.channel.strip())
+        return without_surrogates(self.channel.strip())
 
     @property
     def has_text(self) -> bool:

@@ -18,7 +18,7 @@ from features.progress import Progress
 from features.videos import VideoTable
 from heads.bootstrap import LEVEL, MeanInterval, mean_interval
 from pipeline.config import CompareConfig
-from pipeline.dataset import read_dataset
+from pipeline.dataset import read_training_videos
 from pipeline.oof import NotComparableError, SavedOutOfFold, other_folds, read_oof, side_by_side
 from pipeline.outcome import Outcome, table
 from pipeline.run_record import open_whole_run
@@ -49,7 +49,7 @@ def compare(config: CompareConfig, progress: Progress) -> Outcome:
     one, other = side_by_side([read_oof(run) for run in runs])
     if difference := other_folds(one, other):
         progress.warn(f"{difference}: part of the difference is the draw of the folds, which no interval here covers")
-    videos = read_dataset(config, progress, non_negative=runs[0].part("target") == "log1p").train
+    videos = read_training_videos(config, progress, non_negative=runs[0].part("target") == "log1p")
     better_by = _squares(one, config) - _squares(other, config)
     labels = _Labels(videos, one.ids)
     over_videos = mean_interval(better_by)

@@ -27,7 +27,7 @@ class WorkFolderConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WorkConfig(WorkFolderConfig, DatasetConfig):
+class WorkConfig(DatasetConfig, WorkFolderConfig):
     """A command that reads the dataset and writes into the work folder."""
 
 

@@ -40,18 +40,22 @@ class Dataset:
 
 def read_dataset(config: DatasetConfig, progress: Progress, *, non_negative: bool = True) -> Dataset:
     """Read and check train_val.csv and, if it is there, test.csv; what was repaired or dropped is told."""
-    train = read_videos(config, TRAIN, target_must_be_non_negative=non_negative)
+    train = read_training_videos(config, progress, non_negative=non_negative)
     test = read_videos(config, TEST) if has_split(config, TEST) else None
-    dataset = Dataset(train, test)
-    for table in dataset.tables:
-        for what, count in table.counts.items():
-            if count:
-                progress.warn(f"{table.path}: {what.replace('_', ' ')}: {count}")
     if test is None:
         progress.note(f"no {TEST}.csv in {config.data}: training videos only")
-    elif overlap := check_overlap(train, test, forbid=config.forbid_overlap):
+        return Dataset(train, None)
+    _tell_counts(test, progress)
+    if overlap := check_overlap(train, test, forbid=config.forbid_overlap):
         progress.warn(f"{overlap} ids are both in {train.path.name} and {test.path.name}: scores will flatter")
-    return dataset
+    return Dataset(train, test)
+
+
+def read_training_videos(config: DatasetConfig, progress: Progress, *, non_negative: bool) -> VideoTable:
+    """Read and check train_val.csv alone."""
+    train = read_videos(config, TRAIN, target_must_be_non_negative=non_negative)
+    _tell_counts(train, progress)
+    return train
 
 
 def comparable_dataset(config: DatasetConfig, progress: Progress) -> Dataset | None:
@@ -68,3 +72,9 @@ def require_test(dataset: Dataset, config: DatasetConfig) -> VideoTable:
     if dataset.test is None:
         raise DataError(f"a submission predicts the videos of {config.data / 'test.csv'}, which is not there")
     return dataset.test
+
+
+def _tell_counts(table: VideoTable, progress: Progress) -> None:
+    for what, count in table.counts.items():
+        if count:
+            progress.warn(f"{table.path}: {what.replace('_', ' ')}: {count}")

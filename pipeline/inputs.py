@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from jaxtyping import Int32, Int64, Shaped, UInt8
@@ -11,15 +11,19 @@ from jaxtyping import Int32, Int64, Shaped, UInt8
 from features.dates import ages_years, calendar_columns
 from features.errors import CacheError, UsageError
 from features.kinds import SEPARATE
+from features.plan import CachePlan
 from features.store import EmbeddingStore
 from features.videos import VideoTable
 from features.words import hashed_words
+from heads.chunks import Chunks
 from heads.inputs import AnyBlock, Block, Category, Inputs, Words
 from pipeline.workspace import Workspace
 
 AGE, CHANNEL, WORDS = "age", "channel", "words"
 FROM_TABLE = (AGE, CHANNEL, WORDS)
 """Modalities that need no encoder: they are read from the table alone."""
+
+Chunks_co = TypeVar("Chunks_co", bound=Chunks, covariant=True)
 
 
 @dataclass(frozen=True)
@@ -32,12 +36,17 @@ class Source:
 
 
 @dataclass(frozen=True, eq=False)
-class Gathered:
-    """What the heads see, which encoder (hex) made each cache, and digests of the thumbnails if a cache has them."""
+class Gathered(Generic[Chunks_co]):
+    """What the heads see, the manifest of each cache it comes from (by tag), and digests of the thumbnails, if any."""
 
-    inputs: Inputs
-    encoders: Mapping[str, str]
+    inputs: Chunks_co
+    plans: Mapping[str, CachePlan]
     thumbnail_digest: UInt8[np.ndarray, "video 16"] | None
+
+    @property
+    def encoders(self) -> dict[str, str]:
+        """What identifies the encoder (hex) that made each cache, by its tag."""
+        return {tag: plan.encoder for tag, plan in self.plans.items()}
 
 
 def choose_sources(
@@ -69,7 +78,9 @@ def choose_sources(
     return tuple(source for source in there if source.modality in wanted or source.kind in wanted)
 
 
-def gather(workspace: Workspace, sources: Sequence[Source], videos: VideoTable, reference: np.datetime64) -> Gathered:
+def gather(
+    workspace: Workspace, sources: Sequence[Source], videos: VideoTable, reference: np.datetime64
+) -> Gathered[Inputs]:
     """Read the caches once into memory, and everything else that the sources name.
 
     Raises
@@ -88,7 +99,7 @@ def gather(workspace: Workspace, sources: Sequence[Source], videos: VideoTable, 
         blocks.append(Block.embedding(source.modality, embeddings.vectors, embeddings.present))
         if source.kind == "image":
             thumbnail_digest = embeddings.source_digest
-    return Gathered(Inputs(tuple(blocks)), {tag: store.plan.encoder for tag, store in stores.items()}, thumbnail_digest)
+    return Gathered(Inputs(tuple(blocks)), {tag: store.plan for tag, store in stores.items()}, thumbnail_digest)
 
 
 def open_stores(workspace: Workspace, sources: Sequence[Source], split: str) -> dict[str, EmbeddingStore]:

@@ -11,8 +11,7 @@ from features.preprocess import read_thumbnail
 from features.progress import Progress
 from features.videos import VideoTable
 
-INT8, RECORD = "int8", "int8_agreement"
-"""The precision, and the key of its measurement in the environment of a manifest."""
+INT8 = "int8"
 
 SAMPLE_ROWS = 64
 
@@ -26,21 +25,24 @@ def int8_record(
     earlier: CachePlan | None,
     progress: Progress,
 ) -> dict[str, str]:
-    """How near vectors in 8 bits are to those in fp32, ready for a manifest: from an earlier plan, else measured.
+    """How near vectors in 8 bits are to those in fp32, ready for a manifest: what no earlier plan holds is measured.
 
     Raises
     ------
     UsageError
         Not near enough (the message has the numbers), or the device is a GPU.
     """
-    if earlier is not None and RECORD in earlier.environment:
-        return {RECORD: earlier.environment[RECORD]}
+    there = earlier.environment if earlier is not None else {}
+    known = {key: there[key] for kind in kinds if (key := _key(kind)) in there}
+    new = [kind for kind in kinds if _key(kind) not in known]
+    if not new:
+        return known
     from features.families import load_encoder  # noqa: PLC0415 - imports torch and transformers
     from features.quantised import measured_agreement, require_agreement  # noqa: PLC0415 - as above
 
-    quantised = load_encoder(encoder, kinds, device, INT8)
-    exact = load_encoder(encoder, kinds, "cpu", "fp32")
-    pixels, texts = _sample(encoder, kinds, videos)
+    quantised = load_encoder(encoder, new, device, INT8)
+    exact = load_encoder(encoder, new, "cpu", "fp32")
+    pixels, texts = _sample(encoder, new, videos)
     found = measured_agreement(exact, quantised, pixels=pixels, texts=texts)
     require_agreement(found, encoder.tag)
     for kind, agreement in found.items():
@@ -49,7 +51,12 @@ def int8_record(
             f"{agreement.smallest:.4f}; without what all share {agreement.centred_mean:.4f}, smallest "
             f"{agreement.centred_smallest:.4f}; {agreement.inputs} inputs)"
         )
-    return {RECORD: json.dumps({kind: agreement.to_dict() for kind, agreement in found.items()})}
+    return known | {_key(kind): json.dumps(agreement.to_dict()) for kind, agreement in found.items()}
+
+
+def _key(kind: str) -> str:
+    """Where the environment of a manifest holds the measurement of a kind."""
+    return f"int8_agreement_{kind}"
 
 
 def _sample(encoder: EncoderConfig, kinds: Sequence[str], videos: VideoTable) -> tuple["np.ndarray | None", list[str]]:

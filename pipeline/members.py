@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from features.errors import CacheError, UsageError
+from features.plan import CachePlan
 from features.videos import VideoTable
 from heads.ensemble import Method, combine, inverse_msle_weights, nested_msle, stack_weights
 from heads.inputs import JOINT, Inputs
@@ -36,11 +37,15 @@ EFFECT_ROWS = 2000
 
 @dataclass(frozen=True, eq=False)
 class Members:
-    """Named predictions of the same videos, in log views, and what each modality adds to them on average."""
+    """Named predictions of the same videos, in log views, and what each modality adds to them on average.
+
+    `plans` are the manifests of the caches that they were made from, by tag.
+    """
 
     names: Sequence[str]
     log_views: Float64[np.ndarray, "member video"]
     effects: Sequence[Mapping[str, float]] = field(default_factory=list)
+    plans: Mapping[str, CachePlan] = field(default_factory=dict)
 
 
 def models_of(run: Run, moment: Moment) -> dict[str, FittedModel]:
@@ -84,7 +89,8 @@ def fold_members(
         predictions[:, rows] = [model.predict(inputs) for model in models.values()]
     some = np.unique(np.linspace(0, len(videos) - 1, min(len(videos), EFFECT_ROWS)).astype(np.int64))
     sample = gathered.inputs.take(some)
-    return Members(list(models), predictions, [_effects(model, sample) for model in models.values()])
+    effects = [_effects(model, sample) for model in models.values()]
+    return Members(list(models), predictions, effects, gathered.plans)
 
 
 def run_members(
@@ -96,14 +102,23 @@ def run_members(
     *,
     stream: bool | None = None,
 ) -> Members:
-    """Every run predicts every video, as the mean of its members."""
+    """Every run predicts every video, as the mean of its members.
+
+    Raises
+    ------
+    CacheError
+        As `fold_members` does, or a cache was extracted anew between two runs.
+    """
     predictions, effects = [], []
+    plans: dict[str, CachePlan] = {}
     for run in runs:
         members = fold_members(workspace, run, videos, moment, stream=stream)
         predictions.append(combine(members.log_views, "mean", space=space, target=Target(run.part("target"))))
+        if changed := [tag for tag, plan in members.plans.items() if plans.setdefault(tag, plan) != plan]:
+            raise CacheError(f"the cache of {changed[0]} was extracted again meanwhile: run the same command again")
         own = members.effects
         effects.append({name: float(np.mean([effect[name] for effect in own])) for name in own[0]})
-    return Members([run.name for run in runs], np.stack(predictions), effects)
+    return Members([run.name for run in runs], np.stack(predictions), effects, plans)
 
 
 def _effects(model: FittedModel, inputs: Inputs) -> dict[str, float]:

@@ -10,10 +10,13 @@ import numpy as np
 from features.kinds import SEPARATE
 from features.videos import VideoTable
 from pipeline.config import FinetuneConfig, TrainHeadsConfig
-from pipeline.settings import options_of, to_plain
+from pipeline.settings import flags_of
 
 FILE = "model_card.md"
 CHANNELS_SHOWN = 5
+
+_FOLDERS = frozenset({"data", "work"})
+"""Left to whoever makes the run again."""
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+\-.!|~&$:])")
 
@@ -161,31 +164,13 @@ def _reproduce(facts: Mapping[str, Any]) -> str:
     ]
     tuned = facts.get("finetuned_from")
     trained_with = facts["config"] if tuned is None else tuned["config"]
-    lines.append(f"$ vp train-heads{_flags(trained_with, TrainHeadsConfig)}")
-    lines += [] if tuned is None else [f"$ vp finetune{_flags(facts['config'], FinetuneConfig)}"]
+    lines.append(f"$ vp train-heads{flags_of(TrainHeadsConfig, trained_with, _FOLDERS)}")
+    if tuned is not None:
+        lines.append(f"$ vp finetune{flags_of(FinetuneConfig, facts['config'], _FOLDERS | {'model'})}")
     lines += ["```", ""]
     if facts["config"].get("columns"):
         lines += ["with the columns renamed in `vp.toml` as `run.json` says.", ""]
     return "\n".join([*lines, f"Folds `{facts['folds']['digest'][:12]}`; {versions}. `run.json` holds every option."])
-
-
-def _flags(plain: Mapping[str, Any], config_class: type[TrainHeadsConfig] | type[FinetuneConfig]) -> str:
-    """The options that are not at their default, as a command line; the folders are left to who runs it."""
-    default = to_plain(config_class())
-    elsewhere = ("data", "work") if config_class is TrainHeadsConfig else ("data", "work", "model")
-    told = []
-    for option in options_of(config_class):
-        value = plain.get(option.name, default[option.name])  # an older run may lack a newer option
-        if value == default[option.name] or option.only_in_file or option.name in elsewhere:
-            continue
-        if isinstance(value, bool):
-            told.append(f"--{'' if value else 'no-'}{option.key}")
-        elif isinstance(value, list):
-            values = value if option.repeatable else [",".join(map(str, value))]
-            told += [f"--{option.key} {shlex.quote(str(item))}" for item in values]
-        else:
-            told.append(f"--{option.key} {shlex.quote(str(value))}")
-    return "".join(f" {flag}" for flag in told)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -1,29 +1,27 @@
 """Whether the vectors that are about to be used are of the dataset as it is now; what is not, is told."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 
 from features.inspection import inspect
 from features.plan import CachePlan
 from features.progress import Progress, Silent
 from features.staleness import Staleness, compare
-from features.store import EmbeddingStore
 from features.videos import VideoTable
 from pipeline.config import WorkConfig
 from pipeline.repairs import extract_command
 from pipeline.workspace import Workspace
 
 
-def tell_outdated(config: WorkConfig, tags: Iterable[str], videos: VideoTable, progress: Progress) -> None:
+def tell_outdated(config: WorkConfig, plans: Mapping[str, CachePlan], videos: VideoTable, progress: Progress) -> None:
     """Warn of texts that changed since their vectors were made, and say if thumbnails may have.
 
-    Rows that came are an error of whoever reads the cache, rows that went or moved are found by their ids. Files are
-    asked for their sizes and times alone, shard by shard: nothing is said of them once rows of a shard went, or where
-    there are no thumbnails.
+    `plans` are the manifests of the caches that are used, by tag. Rows that came are an error of whoever reads the
+    cache, rows that went or moved are found by their ids. Files are asked for their sizes and times alone, shard by
+    shard: nothing is said of them once rows of a shard went, or where there are no thumbnails.
     """
-    for tag in dict.fromkeys(tags):
+    for tag, plan in plans.items():
         folder = Workspace(config.work).cache(tag, videos.split)
-        plan = EmbeddingStore.open(folder).plan
         found, command = _staleness(folder, plan, videos), extract_command(tag, plan, config)
         if found.texts.count:
             progress.warn(

@@ -21,7 +21,6 @@ from pipeline.config import PredictConfig
 from pipeline.outcome import Outcome
 from pipeline.prediction import OK, Prediction
 from pipeline.predictor import Predictor
-from pipeline.tuning.finetuned import is_finetuned
 
 COLUMNS = ("image", "title", "description", "date", "year", "channel")
 NOTHING_GIVEN = "nothing_given"
@@ -58,7 +57,7 @@ def predict_table(config: PredictConfig, path: Path, predictor: Predictor, progr
     header += ["percentile", "percentile_in_channel", *(f"factor_{name}" for name in predictor.run.modalities)]
     results: list[list[object]] = []
     progress.begin(f"predicting with {predictor.run.name}", len(rows), "rows")
-    chunk_rows = TUNED_CHUNK_ROWS if is_finetuned(predictor.run) else CHUNK_ROWS
+    chunk_rows = TUNED_CHUNK_ROWS if predictor.run.is_finetuned else CHUNK_ROWS
     for start in range(0, len(rows), chunk_rows):
         chunk = rows[start : start + chunk_rows]
         for row, prediction in zip(chunk, predictor.predict_each([row.candidate for row in chunk]), strict=True):

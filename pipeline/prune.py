@@ -101,7 +101,7 @@ def _outcome(config: PruneConfig, findings: Findings) -> Outcome:
 
 def _next(config: PruneConfig, findings: Findings) -> str:
     if config.yes or not findings.items:
-        return f"vp status{repeated_flags(config, ('work',))}"
+        return f"vp status{repeated_flags(config)}"
     named = {"cache": config.cache, "run": config.run, "unfinished": config.unfinished}
     chosen = "".join(f" --{option} {name}" for option, names in named.items() for name in names)
-    return f"vp prune --yes{chosen}{repeated_flags(config, ('work',))}"
+    return f"vp prune --yes{chosen}{repeated_flags(config)}"

@@ -9,7 +9,7 @@ from features.kinds import IMAGE, KINDS, SEPARATE, TEXT
 from features.plan import CachePlan
 from features.short_names import SHORT_NAMES
 from pipeline.config import FinetuneConfig, TrainHeadsConfig, WorkConfig
-from pipeline.settings import Option, options_of, repeated_flags
+from pipeline.settings import SHARED, flags_of, repeated_flags
 
 
 def extract_command(tag: str, plan: CachePlan | None, config: WorkConfig) -> str:
@@ -30,17 +30,11 @@ def train_command(name: str, config: WorkConfig, trained_with: Any = None) -> st
     'vp finetune --name tuned --init clip --lr 0.1'
     """
     known = trained_with if isinstance(trained_with, Mapping) else {}
-    elsewhere = {"name", *(option.name for option in options_of(WorkConfig))}
-    tuned = bool(known.get("init"))
-    elsewhere |= {"model"} if tuned else set()
-    flags = []
-    for option in options_of(FinetuneConfig if tuned else TrainHeadsConfig):
-        default = list(option.default) if isinstance(option.default, tuple) else option.default
-        if option.name not in elsewhere and option.name in known and known[option.name] != default:
-            flags.append(_flag(option, known[option.name]))
-    return " ".join(
-        [f"vp {'finetune' if tuned else 'train-heads'} --name", shlex.quote(name), *flags]
-    ) + repeated_flags(config)
+    if known.get("init"):
+        stage, options = "finetune", flags_of(FinetuneConfig, known, SHARED | {"name", "model"})
+    else:
+        stage, options = "train-heads", flags_of(TrainHeadsConfig, known, SHARED | {"name"})
+    return f"vp {stage} --name {shlex.quote(name)}{options}{repeated_flags(config)}"
 
 
 def _kinds(plan: CachePlan | None) -> str:
@@ -50,15 +44,6 @@ def _kinds(plan: CachePlan | None) -> str:
     every = {IMAGE, *SEPARATE} if is_separate else {IMAGE, TEXT}
     some = f" --modalities {','.join(kind for kind in KINDS if kind in kinds)}" if kinds != every else ""
     return (" --text separate" if is_separate else "") + some
-
-
-def _flag(option: Option, value: Any) -> str:
-    if isinstance(value, bool):
-        return f"--{option.key}" if value else f"--no-{option.key}"
-    values = [str(item) for item in value] if isinstance(value, list) else [str(value)]
-    if not option.repeatable:
-        values = [",".join(values)]
-    return " ".join(f"--{option.key} {shlex.quote(text)}" for text in values)
 
 
 def _model(tag: str, plan: CachePlan | None) -> str:

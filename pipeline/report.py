@@ -52,7 +52,7 @@ def report(config: ReportConfig, progress: Progress) -> Outcome:
     _check_unchanged(run)
     durable.remove_leftovers(path.parent)
     durable.publish(path, html)
-    durable.publish(path.with_suffix(".json"), json.dumps(numbers, indent=1, ensure_ascii=False) + "\n")
+    durable.publish(path.with_suffix(".json"), json.dumps(numbers, indent=1) + "\n")
     return _outcome(path, numbers, html)
 
 

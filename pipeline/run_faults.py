@@ -1,7 +1,6 @@
 """Whether every file and value of a run is right: digests, checkpoints, folds, predictions and their score."""
 
 import csv
-import hashlib
 import itertools
 import math
 from collections.abc import Iterator, Mapping
@@ -11,20 +10,19 @@ from pathlib import Path
 import numpy as np
 
 from features.errors import CacheError
+from features.hashing import sha256_of
 from features.inspection import Inspection
 from features.verification import Fault
 from heads.errors import UnfitDataError
 from heads.folds import FoldPlan
 from pipeline.config import VerifyConfig
 from pipeline.repairs import extract_command, train_command
-from pipeline.run_record import check_record
+from pipeline.run_record import check_record, read_metrics
 from pipeline.run_state import run_state
 from pipeline.runs import MOMENTS, Run, read_run
 from pipeline.workspace import Workspace
 
 SCORE_WITHIN = 1e-6
-
-_CHUNK_BYTES = 1 << 20
 
 
 def run_faults(
@@ -32,11 +30,13 @@ def run_faults(
 ) -> list[Fault]:
     """Everything that is wrong with a run."""
     folder = workspace.runs / name
+    trained_with = None
     try:
         run = read_run(folder)
+        trained_with = run.record.get("config")
         check_record(run)
     except CacheError as error:
-        return [Fault(folder, _plain(str(error)), f"`{train_command(name, config)}`")]
+        return [Fault(folder, _plain(str(error)), f"`{train_command(name, config, trained_with)}`")]
     state = run_state(run, config, workspace, inspections)
     again = f"`{state.again}`"
     checked = _Run(run, again)
@@ -67,7 +67,7 @@ class _Run:
             path = self._folder / name
             if not path.is_file():
                 what = "is missing"
-            elif _sha256(path) != expected:
+            elif sha256_of(path) != expected:
                 what = "is not the file that the run was saved with"
             else:
                 continue
@@ -131,7 +131,7 @@ class _Run:
         """The score that metrics.json tells is that of oof.csv."""
         if {"oof.csv", "metrics.json"} & self._wrong:
             return
-        told = float(self._run.read_json("metrics.json")["oof_msle"])
+        told = float(read_metrics(self._run, "oof_msle")["oof_msle"])
         squares = [
             (float(row["log_views"]) - float(row["log_pred_best"])) ** 2
             for row in _rows(self._folder / "oof.csv")
@@ -156,14 +156,6 @@ def _rows(path: Path) -> Iterator[dict[str, str]]:
         raise CacheError(f"{path} cannot be read ({error})") from error
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def _plain(message: str) -> str:
     """A message without its advice, which stands in its own column here."""
-    return message.partition(": run `vp train-heads")[0]
+    return message.partition(": run `vp ")[0]

@@ -8,7 +8,6 @@ A crash between the two renames leaves no `<name>/` but a whole `.<name>.buildin
 """
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from typing import Any, Literal
 
 from features import durable
 from features.errors import CacheError, UsageError
+from features.hashing import sha256_of
 from features.lock import writer_lock
 from pipeline.checkpoint import Checkpoint, read_checkpoint
 
@@ -59,9 +59,14 @@ class Run:
         return list(self.part("modalities"))
 
     @property
+    def is_finetuned(self) -> bool:
+        """Whether it has towers of its own, so that the vectors in the caches are not what its heads read."""
+        return "finetuned_from" in self.record
+
+    @property
     def command(self) -> str:
         """What makes the run again, as far as its record tells."""
-        return f"vp {'finetune' if 'finetuned_from' in self.record else 'train-heads'} --name {self.name}"
+        return f"vp {'finetune' if self.is_finetuned else 'train-heads'} --name {self.name}"
 
     @property
     def checkpoint_digests(self) -> dict[str, str]:
@@ -71,7 +76,7 @@ class Run:
 
     def digest(self) -> str:
         """SHA-256 (hex) of run.json, which holds the digest of every other file: equal for equal runs alone."""
-        return _sha256(self.folder / RECORD)
+        return sha256_of(self.folder / RECORD)
 
     def checkpoint_path(self, fold: int, moment: str, seed: int | None = None) -> Path:
         """Where a member is kept; `moment` is best or final, `seed` is needed where a fold has several."""
@@ -99,13 +104,13 @@ class Run:
         try:
             return self.record[name]
         except (KeyError, TypeError):
-            raise CacheError(f"{self.folder / RECORD} lacks {name!r}: run `vp train-heads` again") from None
+            raise CacheError(f"{self.folder / RECORD} lacks {name!r}: run `{self.command}` again") from None
 
     def verified(self, file_name: str) -> Path:
         """The path of one of the run's files, after its bytes were compared with what run.json says."""
         path = self.folder / file_name
         expected = self.part("files").get(file_name)
-        found = _sha256(path) if path.is_file() else None
+        found = sha256_of(path) if path.is_file() else None
         if expected is None or found != expected:
             what = "is missing" if found is None else "is not the file that the run was saved with"
             raise CacheError(f"{path} {what}: run `{self.command}` again")
@@ -134,15 +139,18 @@ def open_run(folder: Path) -> Run:
 
 def read_run(folder: Path) -> Run:
     """Open a finished run as it is, changing nothing; raises CacheError as `open_run` does."""
+    path = folder / RECORD
     try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        if not path.is_file() and path.exists():  # a FIFO would wait for a writer, a device may have no end
+            raise CacheError(f"{path} is no file: move {folder} away and run `vp train-heads` again")
+        record = json.loads(path.read_text(encoding="utf-8"))
         written_by = (record["format"], record["schema"])
     except FileNotFoundError:
         raise CacheError(f"no run in {folder}: run `vp train-heads --name {folder.name}`") from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CacheError(f"{folder / RECORD} is damaged ({error}): run `vp train-heads` again") from error
+        raise CacheError(f"{path} is damaged ({error}): run `vp train-heads` again") from error
     if written_by != (FORMAT, SCHEMA):
-        raise CacheError(f"{folder / RECORD} has format {written_by}, this vp reads {FORMAT} {SCHEMA}: train again")
+        raise CacheError(f"{path} has format {written_by}, this vp reads {FORMAT} {SCHEMA}: train again")
     return Run(folder, record)
 
 
@@ -193,9 +201,9 @@ def seal(aside: Path, record: Mapping[str, Any]) -> None:
     """Write run.json, last, with the digest of every other file of the run."""
     for folder in (aside, *(path for path in aside.rglob("*") if path.is_dir())):
         durable.remove_leftovers(folder)  # of workers that died while they wrote
-    files = {path.relative_to(aside).as_posix(): _sha256(path) for path in sorted(aside.rglob("*")) if path.is_file()}
+    files = {path.relative_to(aside).as_posix(): sha256_of(path) for path in sorted(aside.rglob("*")) if path.is_file()}
     document = {"format": FORMAT, "schema": SCHEMA, **record, "files": files}
-    durable.publish(aside / RECORD, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    durable.publish(aside / RECORD, json.dumps(document, indent=1) + "\n")
 
 
 def _swap_in(folder: Path) -> None:
@@ -232,7 +240,3 @@ def _run_of(path: Path) -> Path:
 def lock_path(folder: Path) -> Path:
     """The lock file of a run."""
     return folder.with_name(f".{folder.name}.lock")
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

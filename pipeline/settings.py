@@ -10,7 +10,7 @@ import shlex
 import tomllib
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
@@ -20,6 +20,9 @@ from features.errors import UsageError
 from pipeline.config import CONFIG_OF, POSITIONAL, REPEATABLE, WorkConfig
 
 Config = TypeVar("Config")
+
+SHARED = frozenset(field.name for field in dataclasses.fields(WorkConfig))
+"""Options of dataset and work folder, which most commands have."""
 
 
 @dataclass(frozen=True)
@@ -130,9 +133,9 @@ def parse(option: Option, value: Any, source: str) -> Any:
     """
     kind = option.type
     if typing.get_origin(kind) in {typing.Union, types.UnionType}:
-        if value is None or value == "auto":
-            return None
         kind = _without_none(kind)
+        if value is None or (value == "auto" and kind not in {str, Path}):  # which is a name as good as any there
+            return None
     if typing.get_origin(kind) is Mapping:
         return _table(value, source)
     if typing.get_origin(kind) is tuple:
@@ -140,16 +143,38 @@ def parse(option: Option, value: Any, source: str) -> Any:
     return _scalar(kind, value, source)
 
 
-def repeated_flags(config: Any, names: Sequence[str] = ("data", "work")) -> str:
-    """Flags that the next command needs as well, because they are not at their default.
+def repeated_flags(config: Any) -> str:
+    """Flags about dataset and work folder that the next command needs as well, because they are not at their default.
 
     >>> from pipeline.config import ExtractConfig
-    >>> repeated_flags(ExtractConfig(work=Path("elsewhere")))
-    ' --work elsewhere'
+    >>> repeated_flags(ExtractConfig(model="tiny", sep=";", work=Path("elsewhere")))
+    " --sep ';' --work elsewhere"
     """
-    defaults = {option.name: option.default for option in options_of(type(config))}
-    told = [name for name in names if getattr(config, name) != defaults[name]]
-    return "".join(f" --{name.replace('_', '-')} {shlex.quote(str(getattr(config, name)))}" for name in told)
+    return flags_of(type(config), {name: getattr(config, name) for name in SHARED if hasattr(config, name)})
+
+
+def flags_of(config_class: type, values: Mapping[str, Any], leaving_out: Collection[str] = ()) -> str:
+    """Those of the given options that are not at their default, as a command line has them, after a space each.
+
+    Values are those of a configuration, or what `to_plain` makes of them; options that only a file has are left out.
+    """
+    flags = []
+    for option in options_of(config_class):
+        if option.name not in values or option.name in leaving_out or option.only_in_file:
+            continue
+        value = _plain(values[option.name]) if isinstance(values[option.name], tuple) else values[option.name]
+        if value not in (option.default, _plain(option.default)):
+            flags += _as_flags(option, value)
+    return "".join(f" {flag}" for flag in flags)
+
+
+def _as_flags(option: Option, value: Any) -> list[str]:
+    if isinstance(value, bool):
+        return [f"--{option.key}" if value else f"--no-{option.key}"]
+    values = [str(item) for item in value] if isinstance(value, list) else [str(value)]
+    if not option.repeatable:
+        values = [",".join(values)]
+    return [f"{option.flag} {shlex.quote(text)}" for text in values]
 
 
 def to_plain(config: Any) -> dict[str, Any]:

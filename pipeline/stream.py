@@ -88,15 +88,6 @@ class StoredInputs:
         return Inputs(tuple((blocks | filled).values()))
 
 
-@dataclass(frozen=True, eq=False)
-class Streamed:
-    """As `pipeline.inputs.Gathered`, with the embeddings left in their caches."""
-
-    inputs: StoredInputs
-    encoders: Mapping[str, str]
-    thumbnail_digest: UInt8[np.ndarray, "video 16"] | None
-
-
 def read_inputs(
     workspace: Workspace,
     sources: Sequence[Source],
@@ -105,7 +96,7 @@ def read_inputs(
     *,
     stream: bool,
     progress: Progress | None = None,
-) -> Gathered | Streamed:
+) -> Gathered[Inputs] | Gathered[StoredInputs]:
     """What the heads see of the videos: in memory, or from the shards; raises as `gather` does."""
     if not stream:
         return gather(workspace, sources, videos, reference)
@@ -123,9 +114,8 @@ def read_inputs(
         blocks.append(Block.outlined(source.modality, store.plan.dims[source.kind], present))
         if source.kind == "image":
             thumbnail_digest = digest
-    encoders = {tag: store.plan.encoder for tag, store in stores.items()}
     inputs = StoredInputs(Inputs(tuple(blocks)), vectors, progress or Silent())
-    return Streamed(inputs, encoders, thumbnail_digest)
+    return Gathered(inputs, {tag: store.plan for tag, store in stores.items()}, thumbnail_digest)
 
 
 def _surveyed(vectors: Vectors) -> tuple[Bool[np.ndarray, " video"], UInt8[np.ndarray, "video 16"]]:

@@ -14,9 +14,9 @@ from jaxtyping import Float64
 
 from features import durable
 from features.errors import CacheError, UsageError
+from features.hashing import sha256_of
 from features.plan import digest
 from features.progress import Progress
-from features.store import EmbeddingStore
 from features.videos import VideoTable
 from heads.ensemble import combine
 from heads.targets import Target
@@ -39,7 +39,6 @@ from pipeline.run_record import open_whole_run
 from pipeline.runs import Run, only_run
 from pipeline.sample import submission_shape
 from pipeline.settings import to_plain
-from pipeline.tuning.finetuned import is_finetuned
 from pipeline.workspace import Workspace
 
 PACKAGES = ("vp", "numpy", "scipy", "scikit-learn", "safetensors")
@@ -65,7 +64,11 @@ def submit(config: SubmitConfig, progress: Progress) -> Outcome:
     durable.remove_leftovers(path.parent)
     durable.publish(path, text)
     info = _info(config, ensemble, weights, log_views) | facts | {"distribution": shift.to_dict()}
-    info["submission"] = {"header": shape.header, "order": shape.order_of, "sha256": _sha256(text.encode())}
+    info["submission"] = {
+        "header": shape.header,
+        "order": shape.order_of,
+        "sha256": hashlib.sha256(text.encode()).hexdigest(),
+    }
     durable.publish(path.with_name(f"{path.stem}_info.json"), json.dumps(info, indent=1) + "\n")
     shift.tell(progress)
     summary = [*_told(ensemble.members, weights, facts), "", *shift.table(), ""]
@@ -99,7 +102,7 @@ def _read(config: SubmitConfig, progress: Progress) -> _Ensemble:
         members = fold_members(workspace, runs[0], videos, config.checkpoint, stream=config.stream)
     else:
         members = run_members(workspace, runs, videos, config.checkpoint, config.space, stream=config.stream)
-    tell_outdated(config, _tags(runs), videos, progress)
+    tell_outdated(config, members.plans, videos, progress)
     return _Ensemble(workspace, runs, dataset, videos, members, target)
 
 
@@ -158,11 +161,11 @@ def _info(
         "space": config.space,
         "checkpoint": config.checkpoint,
         "runs": {run.name: _identity(run) for run in ensemble.runs},
-        "caches": _caches(ensemble),
+        "caches": {tag: digest([shard.file for shard in plan.shards]) for tag, plan in ensemble.members.plans.items()},
         "members": list(names),
         "weights": None if weights is None else dict(zip(names, weights.tolist(), strict=True)),
         "n_models": sum(run.n_folds * len(run.seeds) for run in ensemble.runs),
-        "test": {"rows": len(log_views), "sha256": _sha256(ensemble.videos.path.read_bytes())},
+        "test": {"rows": len(log_views), "sha256": sha256_of(ensemble.videos.path)},
         "spread_between_members": float(ensemble.members.log_views.std(axis=0).mean()),
         "config": to_plain(config),
         "versions": {name: version(name) for name in PACKAGES},
@@ -173,18 +176,6 @@ def _info(
 def _identity(run: Run) -> dict[str, Any]:
     """What tells a run from every other: run.json holds the digest of each of its files."""
     return {"sha256": run.digest(), "folds": run.part("folds"), "checkpoints": run.checkpoint_digests}
-
-
-def _caches(ensemble: _Ensemble) -> dict[str, str]:
-    """A digest of the names of each cache's shards, which are named by their contents."""
-    split = ensemble.videos.split
-    stores = {tag: EmbeddingStore.open(ensemble.workspace.cache(tag, split)) for tag in _tags(ensemble.runs)}
-    return {tag: digest([shard.file for shard in store.plan.shards]) for tag, store in stores.items()}
-
-
-def _tags(runs: Sequence[Run]) -> list[str]:
-    """The caches that runs predict from; a fine-tuned one keeps its predictions."""
-    return sorted({tag for run in runs if not is_finetuned(run) for tag in run.part("encoders")})
 
 
 def _shift(
@@ -234,7 +225,3 @@ def _shares(weights: Float64[np.ndarray, " member"] | None, n_members: int) -> F
 def _median(ages: Float64[np.ndarray, " video"]) -> float:
     known = ages[~np.isnan(ages)]
     return float(np.median(known)) if known.size else float("nan")
-
-
-def _sha256(raw: bytes) -> str:
-    return hashlib.sha256(raw).hexdigest()

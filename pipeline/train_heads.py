@@ -39,7 +39,7 @@ from pipeline.plans import make_plan, tell_duplicates, tell_near_duplicates
 from pipeline.runs import building, checkpoint_path, seal
 from pipeline.scores import OutOfFold, distribution, fold_info, metrics_of
 from pipeline.settings import repeated_flags, to_plain
-from pipeline.stream import Streamed, read_inputs
+from pipeline.stream import StoredInputs, read_inputs
 from pipeline.tracking import RunLog, run_log
 from pipeline.workspace import Workspace
 
@@ -70,7 +70,7 @@ class _Task:
     dataset: Dataset
     sources: tuple[Source, ...]
     reference: np.datetime64
-    gathered: Gathered | Streamed
+    gathered: Gathered[Inputs] | Gathered[StoredInputs]
     log_views: Float64[np.ndarray, " video"]
     plan: FoldPlan
     duplicates: Mapping[str, int]
@@ -122,7 +122,7 @@ class _Task:
         test = self.dataset.test
         if test is None or not _is_cached(workspace, self.sources, test):
             return None
-        stream = isinstance(self.gathered, Streamed)
+        stream = isinstance(self.inputs, StoredInputs)
         return read_inputs(workspace, self.sources, test, self.reference, stream=stream).inputs
 
     def _write(self, aside: Path, fitted: Fitted, oof: OutOfFold, metrics: Mapping[str, Any]) -> None:
@@ -181,7 +181,7 @@ def _gathered_task(config: TrainHeadsConfig, workspace: Workspace, progress: Pro
     if stream:
         progress.note("the vectors stay on disk: every pass reads them shard by shard")
     gathered = read_inputs(workspace, sources, videos, reference, stream=stream, progress=progress)
-    tell_outdated(config, gathered.encoders, videos, progress)
+    tell_outdated(config, gathered.plans, videos, progress)
     log_views = Target(config.target).to_log(_views(videos))
     plan = make_plan(config, config.split, videos, log_views)
     duplicates = tell_duplicates(plan, videos, gathered.thumbnail_digest, progress)

@@ -23,8 +23,9 @@ def verify(config: VerifyConfig, progress: Progress) -> Outcome:
     start = time.monotonic()
     workspace = Workspace(config.work)
     folders, names = workspace.cache_folders(), run_names(workspace.runs)
+    following = f"vp status{repeated_flags(config)}"
     if not folders and not names:
-        return Outcome([f"{config.work} holds no embeddings and no runs to verify"], {"faults": []}, "vp status")
+        return Outcome([f"{config.work} holds no embeddings and no runs to verify"], {"faults": []}, following)
     caches, compared = _verify_caches(config, folders, progress)
     faults = [fault for cache in caches for fault in cache.faults] + _verify_runs(config, workspace, names, progress)
     shards, size_bytes = (sum(getattr(cache, name) for cache in caches) for name in ("shards", "size_bytes"))
@@ -41,7 +42,7 @@ def verify(config: VerifyConfig, progress: Progress) -> Outcome:
     what = f"{counted(len(folders), 'cache')} ({counted(shards, 'shard')}, {size_told(size_bytes)})"
     done = f"{what} and {counted(len(names), 'run')} in {seconds:.1f} s"
     if not faults:
-        return Outcome([f"{done}: nothing is wrong"], facts, f"vp status{repeated_flags(config)}")
+        return Outcome([f"{done}: nothing is wrong"], facts, following)
     return Outcome([*(f"{fault.where}: {fault.what}" for fault in faults), done], facts, error=_error(faults))
 
 

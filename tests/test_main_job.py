@@ -358,7 +358,7 @@ TERMINATED_TWICE = """
 import time, cli
 from pipeline.console import Console
 
-def stage(_config, _console):
+def stage(_console):
     try:
         print("working", flush=True)
         time.sleep(60)
@@ -366,7 +366,7 @@ def stage(_config, _console):
         print("ending", flush=True)
         time.sleep(60)
 
-cli._run(stage, lambda: None, Console(), json=False)
+cli._run(stage, Console(), json=False)
 """
 
 
@@ -494,6 +494,16 @@ def test_the_command_line_beats_the_file_and_the_file_beats_the_default(job):
     assert last_json(vp("train-heads", "--epochs", "1", "--quiet", "--json"))["run"] == "from_file"
     config = json.loads(Path("work/runs/from_file/run.json").read_text())["config"]
     assert (config["epochs"], config["hidden_dim"], config["folds"]) == (1, 8, 3)
+
+
+def test_the_suggested_command_reads_the_same_file_and_tables(job):
+    for split in ("train_val", "test"):
+        table = pd.read_csv(f"dataset/{split}.csv", dtype=str, keep_default_na=False)
+        table.to_csv(f"dataset/{split}.csv", sep=";", index=False)
+    Path("my options.toml").write_text("[train-heads]\nepochs = 1\n")
+    result = vp("train-heads", *QUICK, "--config", "my options.toml", "--sep", ";")
+    assert result.stderr.splitlines()[-1] == "next: vp submit --method mean --sep ';' --config 'my options.toml'"
+    assert vp("submit", "--method", "mean", "--sep", ";", "--config", "my options.toml").exit_code == 0
 
 
 @pytest.mark.parametrize("text", ["[submit]\nmetod = 1\n", "modle = 1\n", "[sumbit]\n", "[train-heads]\nlr = true\n"])

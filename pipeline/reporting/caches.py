@@ -14,7 +14,6 @@ from features.status import Status
 from features.store import EmbeddingStore
 from pipeline.dataset import TRAIN
 from pipeline.reporting.sources import Notices, RunFiles
-from pipeline.tuning.finetuned import is_finetuned
 from pipeline.workspace import Workspace
 
 BAD_IDS_LISTED = 10
@@ -37,7 +36,7 @@ class Cache:
 def find_caches(workspace: Workspace, files: RunFiles, notices: Notices) -> list[Cache]:
     """The caches that the run was trained on; a notice for each that is gone, changed or damaged."""
     caches = []
-    if is_finetuned(files.run):
+    if files.run.is_finetuned:
         notices("The encoder was tuned for each fold: embeddings and neighbours are those of the frozen one before.")
     for tag in dict.fromkeys(source.tag for source in files.sources if source.tag):
         try:

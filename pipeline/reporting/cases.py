@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from features.errors import DataError
+from features.texts import without_surrogates
 from features.videos import VideoText
 from pipeline.reporting.caches import Cache
 from pipeline.reporting.neighbours import nearest
@@ -58,7 +59,7 @@ class _Texts:
             if not self._told:
                 self._notices("Titles could not be read: the dataset has changed meanwhile.", error)
             self._told = True
-        return "" if text is None else text.title
+        return "" if text is None else without_surrogates(text.title)
 
 
 def _case(files: RunFiles, videos: Videos | None, texts: _Texts, video: int) -> dict[str, Any]:

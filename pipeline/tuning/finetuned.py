@@ -17,14 +17,9 @@ from pipeline.runs import Moment, Run
 TEST_PREDICTIONS = "test_predictions.csv"
 
 
-def is_finetuned(run: Run) -> bool:
-    """Whether the run has towers of its own, so that the vectors in the caches are not what its heads read."""
-    return "finetuned_from" in run.record
-
-
 def towers_of(run: Run, fold: int, moment: Moment) -> str:
     """The file of a member's towers, inside the run's folder; empty for a run whose members share frozen ones."""
-    return str(run.part("towers")[fold][moment]) if is_finetuned(run) else ""
+    return str(run.part("towers")[fold][moment]) if run.is_finetuned else ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +45,7 @@ def stored_predictions(run: Run, videos: VideoTable, moment: Moment) -> StoredPr
     CacheError
         The run has predicted other videos: its towers must be run again for these.
     """
-    if not is_finetuned(run):
+    if not run.is_finetuned:
         return None
     told = run.record.get("test_digest")
     if told != table_digest(videos):

@@ -18,7 +18,6 @@ from pipeline.inputs import CHANNEL, FROM_TABLE, WORDS, Source
 from pipeline.oof import SavedOutOfFold, read_oof
 from pipeline.run_record import open_whole_run, read_metrics
 from pipeline.runs import Run, read_run, run_names
-from pipeline.tuning.finetuned import is_finetuned
 from pipeline.workspace import Workspace
 
 SCORES = ("oof_msle", "oof_msle_final", "fold_msle", "fold_msle_final")
@@ -89,7 +88,7 @@ def read_start(config: FinetuneConfig, workspace: Workspace, videos: VideoTable)
 
 
 def _only_start(workspace: Workspace) -> str:
-    names = [name for name in run_names(workspace.runs) if not is_finetuned(read_run(workspace.run(name)))]
+    names = [name for name in run_names(workspace.runs) if not read_run(workspace.run(name)).is_finetuned]
     if not names:
         raise CacheError(f"no run in {workspace.runs} to start from: run `vp train-heads` first")
     if len(names) > 1:
@@ -98,7 +97,7 @@ def _only_start(workspace: Workspace) -> str:
 
 
 def _only_encoder(run: Run, sources: Sequence[Source]) -> str:
-    if is_finetuned(run):
+    if run.is_finetuned:
         raise UsageError(
             f"run {run.name} is fine-tuned already: start from {run.part('finetuned_from')['run']}, with more --epochs"
         )

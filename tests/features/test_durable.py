@@ -651,6 +651,12 @@ def test_an_empty_file_can_be_published(file):
     assert file.read_bytes() == b""
 
 
+def test_pods_of_one_job_whose_names_differ_at_their_ends_have_files_of_their_own():
+    tags = {durable.host_tag(f"vp-extract-vit-l-14-openai-training-{index}") for index in range(12)}
+    assert len(tags) == 12
+    assert all(durable.TEMPORARY.fullmatch(f".tmp-{tag}-7-{'0' * 32}") for tag in tags)
+
+
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="only Linux says so of a process")
 def test_a_process_that_has_ended_but_was_not_waited_for_is_gone_too(tmp_path):
     ended = subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE)

@@ -185,6 +185,14 @@ def test_without_channels_there_is_no_interval_over_them(world):
     assert "over channels" not in result.stdout
 
 
+def test_the_videos_to_predict_are_not_asked_for(world):
+    make, _ = world
+    make("a", np.ones(N_VIDEOS))
+    make("b", np.zeros(N_VIDEOS))
+    Path("dataset/test.csv").write_text("no table")
+    assert facts_of("a", "b")[0]["rows"] == N_VIDEOS
+
+
 @pytest.mark.parametrize("names", [(), ("a",), ("a", "a"), ("a", "b", "c")])
 def test_two_runs_must_be_named(world, names):
     result = vp("compare", *names)

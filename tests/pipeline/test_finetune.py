@@ -198,6 +198,14 @@ def test_verify_finds_towers_that_were_damaged(job):
     assert f"vp finetune --name {NAME} --init clip_multimodal" in result.output
 
 
+def test_a_tuned_run_whose_record_is_damaged_is_never_to_be_replaced_by_a_plain_one(job):
+    path = Path("work/runs") / NAME / "run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"encoders": 7}))
+    result = vp("verify")
+    assert (result.exit_code, "vp train-heads" in result.output) == (7, False)
+    assert f"to repair: `vp finetune --name {NAME} --init clip_multimodal" in result.stderr
+
+
 def metrics(name):
     found = json.loads(Path(f"work/runs/{name}/metrics.json").read_text())
     return {key: value for key, value in found.items() if key not in {"run", "seconds"}}

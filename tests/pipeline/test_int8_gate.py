@@ -23,6 +23,11 @@ def manifest(tmp_path: Path, split: str) -> dict:
     return json.loads((tmp_path / "work/embeddings/tiny" / split / "manifest.json").read_text())
 
 
+def measurements(tmp_path: Path) -> dict:
+    environment = manifest(tmp_path, "train_val")["environment"]
+    return {name: value for name, value in environment.items() if name.startswith("int8")}
+
+
 @pytest.fixture(params=["here", pytest.param("in workers", marks=pytest.mark.slow)])
 def anywhere(request):
     if request.param == "here":
@@ -38,7 +43,8 @@ def test_int8_is_measured_told_and_kept_in_the_manifest(places: list[str], tmp_p
     for split in ("train_val", "test"):
         written = manifest(tmp_path, split)
         assert written["semantic"]["precision"] == "int8"
-        assert set(json.loads(written["environment"]["int8_agreement"])) == {"image", "text"}
+        for kind in ("image", "text"):
+            assert json.loads(written["environment"][f"int8_agreement_{kind}"])["centred_mean"] > 0.99
 
 
 @pytest.mark.usefixtures("in_this_process")
@@ -49,6 +55,18 @@ def test_a_cache_in_int8_is_measured_once_and_gone_on_with(places: list[str], tm
     for precision in ("int8", "auto"):
         assert extract("--precision", precision, *places).exit_code == 0
     assert manifest(tmp_path, "train_val") == first
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_a_kind_that_comes_later_is_measured_and_what_was_measured_stays(places: list[str], tmp_path: Path):
+    extract("--precision", "int8", "--modalities", "text", *places)
+    first = measurements(tmp_path)
+    assert list(first) == ["int8_agreement_text"]
+    done = extract(*places)
+    assert (done.exit_code, done.stderr.count("int8: image vectors have"), done.stderr.count("int8: text")) == (0, 1, 0)
+    both = measurements(tmp_path)
+    assert both == first | {"int8_agreement_image": both["int8_agreement_image"]}
+    assert extract(*places).stderr.count("have a cosine") == 0
 
 
 def test_an_encoder_that_8_bits_change_too_much_is_refused_before_anything_is_written(

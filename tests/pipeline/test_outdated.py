@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from features.progress import Silent
+from features.store import EmbeddingStore
 from pipeline.config import TrainHeadsConfig
 from pipeline.dataset import read_dataset
 from pipeline.outdated import tell_outdated
@@ -34,7 +35,8 @@ def told(cache_world, fake_encoder, tmp_path, monkeypatch):
     def after(change):
         change(cache_world)
         progress, config = Told(), TrainHeadsConfig()
-        tell_outdated(config, ["tiny", "tiny"], read_dataset(config, Silent()).train, progress)
+        plans = {"tiny": EmbeddingStore.open(Path("work/embeddings/tiny/train_val")).plan}
+        tell_outdated(config, plans, read_dataset(config, Silent()).train, progress)
         return progress.lines
 
     return after

@@ -152,6 +152,20 @@ def test_a_record_that_says_too_little_is_refused(world, content):
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_half_a_surrogate_in_a_title_is_shown_as_what_cannot_be_shown(world):
+    path = Path("dataset/train_val.csv")
+    header, *rows = path.read_bytes().splitlines()
+    column = header.split(b",").index(b"title")
+    cells = [row.split(b",") for row in rows]
+    for row in cells:
+        row[column] = b"half \xed\xa0\xbd a pair"
+    path.write_bytes(b"\n".join([header, *(b",".join(row) for row in cells), b""]))
+    report()
+    assert {case["title"] for case in numbers()["extremes"]["over"]} == {"half \ufffd a pair"}
+    assert "half \ufffd a pair" in html()
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_without_thumbnails_the_rest_is_drawn(world):
     shutil.rmtree("dataset/train_val")
     report()

@@ -1,6 +1,7 @@
 """Every fault of a run is found, each by its own check."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -110,6 +111,13 @@ def test_a_record_that_cannot_be_read_is_one_fault(job, text):
     (job.run / RECORD).write_text(text)
     (fault,) = faults(job)
     assert fault.repair == "`vp train-heads --name lines`"
+
+
+def test_a_pipe_in_place_of_the_record_is_a_fault_and_nothing_to_wait_for(job):
+    (job.run / RECORD).unlink()
+    os.mkfifo(job.run / RECORD)
+    (fault,) = faults(job)
+    assert fault.what.endswith(f"{RECORD} is no file: move {job.run} away and run `vp train-heads` again")
 
 
 def test_a_record_of_the_wrong_types_is_a_fault_and_no_crash(job):

@@ -79,6 +79,8 @@ VALUES = [
     ("submit --sample", "a folder/s.csv", '"a folder/s.csv"', Path("a folder/s.csv")),
     ("report --run", "auto", '"auto"', "auto"),
     ("report --out", "a page.html", '"a page.html"', Path("a page.html")),
+    ("report --out", "auto", '"auto"', Path("auto")),
+    ("finetune --name", "auto", '"auto"', "auto"),
     ("predict --date", "2024-02-29", "2024-02-29", date(2024, 2, 29)),
     ("predict --channel", "auto", '"auto"', "auto"),
     ("compare --runs", ["a", "b"], '["a", "b"]', ("a", "b")),
@@ -374,6 +376,11 @@ def test_repeated_flags_are_safe_in_a_real_shell():
     command = "printf '%s\\n'" + repeated_flags(ExtractConfig(work=work))
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["--work", str(work)]
+
+
+def test_how_the_tables_are_read_is_repeated_too():
+    config = ExtractConfig(sep=";", encoding="cp1252", on_bad_label="drop", forbid_overlap=True, columns={"id": "key"})
+    assert repeated_flags(config) == " --sep ';' --encoding cp1252 --on-bad-label drop --forbid-overlap"
 
 
 def test_defaults_need_no_repeating():
