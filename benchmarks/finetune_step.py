@@ -66,7 +66,7 @@ def timed_steps(
     model = TunedModel(towers, heads, kind_of, config, device=options.device, precision=precision)
     optimizer = torch.optim.AdamW(model.parameter_groups, lr=config.tower_lr)
     batch = drawn_batch(encoder, kinds, options.batch)
-    known = heads.known(None, options.batch).take(batch.rows, model.device)
+    known = heads.known(None, options.batch).to(model.device)
     target = torch.randn(options.batch, device=model.device)
     augment = torch.Generator().manual_seed(0)
     model.training(on=True)

@@ -6,6 +6,8 @@ A crop of most of the picture, stretched back to its size. Nothing is mirrored: 
 import torch
 from jaxtyping import Float, UInt8
 
+from features.torch_encoder import sent
+
 LEAST_AREA = 0.8
 """Share of the picture's area that a crop keeps at least."""
 MOST_STRETCH = 1.1
@@ -27,7 +29,7 @@ def random_crops(
     zero = torch.zeros_like(area)
     # Coordinates run from -1 to 1 on both axes: where each pixel of the result is looked up.
     affine = torch.stack([torch.stack([width, zero, left], 1), torch.stack([zero, height, top], 1)], 1)
-    grid = torch.nn.functional.affine_grid(affine.to(pixels.device), list(pixels.shape), align_corners=False)
+    grid = torch.nn.functional.affine_grid(sent(affine, pixels.device), list(pixels.shape), align_corners=False)
     return torch.nn.functional.grid_sample(
         pixels.float(), grid, mode="bilinear", padding_mode="border", align_corners=False
     )

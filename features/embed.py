@@ -202,9 +202,9 @@ class ShardEncoder:
     watch: Stopwatch
     tell: Callable[[int], None]
 
-    def images(self, next_thumbnail: Callable[[], Thumbnail], rows: int) -> EncodedRows:
+    def images(self, next_thumbnail: Callable[[], Thumbnail], rows: int) -> "UnroundedRows":
         """Encode the next `rows` thumbnails; equal files are encoded once."""
-        result = _Rows(rows, self.dim, self.donors)
+        result = UnroundedRows(rows, self.dim, self.donors)
         flights = _Flights(self, result)
         batch: dict[int, UInt8[np.ndarray, "3 height width"]] = {}
         size = self.device.batch_size
@@ -222,11 +222,11 @@ class ShardEncoder:
             elif row not in batch:
                 flights.pass_by()
         flights.land_all()
-        return result.finished({})
+        return result
 
-    def texts(self, texts: Tokenized, digests: UInt8[np.ndarray, "row 16"]) -> EncodedRows:
+    def texts(self, texts: Tokenized, digests: UInt8[np.ndarray, "row 16"]) -> "UnroundedRows":
         """Encode texts; equal ones are encoded once, in batches of similar length."""
-        result = _Rows(len(texts.prompts), self.dim, self.donors)
+        result = UnroundedRows(len(texts.prompts), self.dim, self.donors)
         flights = _Flights(self, result)
         result.digests[:] = digests
         result.status[:] = [Status.OK if prompt.text else Status.EMPTY_TEXT for prompt in texts.prompts]
@@ -238,13 +238,14 @@ class ShardEncoder:
             flights.launch([new[text] for text in batch.texts], encode, batch.filled(tokens))
         flights.land_all()
         repaired = sum(prompt.repaired for prompt in texts.prompts)
-        return result.finished({"truncated": int(texts.truncated.sum()), "repaired": repaired})
+        result.notes = {"truncated": int(texts.truncated.sum()), "repaired": repaired}
+        return result
 
 
 class _Flights:
     """Batches of one shard that are on the device, in the order of their start."""
 
-    def __init__(self, shard: ShardEncoder, result: "_Rows") -> None:
+    def __init__(self, shard: ShardEncoder, result: "UnroundedRows") -> None:
         self._device, self._watch, self._tell = shard.device, shard.watch, shard.tell
         self._result = result
         self._flying: deque[tuple[list[int], Future[Any]]] = deque()
@@ -281,10 +282,11 @@ class _Flights:
         self._tell(rows)
 
 
-class _Rows:
-    """The rows of one shard while they are filled in."""
+class UnroundedRows:
+    """The rows of one shard while they are filled in; `notes` are counts of its texts."""
 
     def __init__(self, rows: int, dim: int, donors: Donors) -> None:
+        self.notes: Mapping[str, int] = {}
         self.vectors = np.zeros((rows, dim), np.float32)
         self.status = np.zeros(rows, np.uint8)
         self.digests = np.zeros((rows, 16), np.uint8)
@@ -306,11 +308,11 @@ class _Rows:
         self._copied += 1
         return True
 
-    def finished(self, notes: Mapping[str, int]) -> EncodedRows:
-        """Round to float16, repeats too."""
+    def finished(self) -> EncodedRows:
+        """Round to float16, repeats too; it takes long enough for another thread to do it while a GPU goes on."""
         for row, first in self._repeats:
             self.vectors[row] = self.vectors[first]
-        return EncodedRows(rounded(self.vectors, self.status), self.status, self.digests, notes, self._copied)
+        return EncodedRows(rounded(self.vectors, self.status), self.status, self.digests, self.notes, self._copied)
 
 
 def rounded(

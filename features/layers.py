@@ -35,15 +35,19 @@ def learning_rate_scales(depths: Mapping[str, int], decay: float) -> dict[str, f
     return {name: decay ** (deepest - depth) for name, depth in depths.items()}
 
 
-def unfrozen(depths: Mapping[str, int], which: str) -> list[str]:
-    """Names of the parameters that `all`, or `last:N` blocks and what is behind them, means.
+def unfrozen(depths: Mapping[str, int], blocks: int, which: str) -> list[str]:
+    """Names of the parameters that `all`, or `last:N` of so many blocks and what is behind them, means.
 
-    >>> unfrozen({"embed": 0, "first": 1, "second": 2, "head": 3}, "last:1")
+    >>> unfrozen({"embed": 0, "first": 1, "second": 2, "head": 3}, 2, "last:1")
     ['second', 'head']
     """
-    deepest = max(depths.values())
-    least = 0 if which == "all" else deepest - last_blocks(which)
-    return [name for name, depth in depths.items() if depth >= max(least, 0)]
+    least = 0 if which == "all" else max(blocks - last_blocks(which) + 1, 0)
+    return [name for name, depth in depths.items() if depth >= least]
+
+
+def block_count(tower: Any) -> int:
+    """How many blocks a tower has."""
+    return _blocks(tower)[1]
 
 
 def linear_layers(tower: Any, which: str) -> list[str]:

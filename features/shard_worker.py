@@ -1,5 +1,6 @@
 """What a worker process of an extraction does: it encodes the rows of a shard and publishes it."""
 
+import os
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,7 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from features.decode import read_source
-from features.embed import Device, Donors, EncodedRows, Encoder, ShardEncoder, Stopwatch, Tokenized
+from features.embed import Device, Donors, EncodedRows, Encoder, ShardEncoder, Stopwatch, Tokenized, UnroundedRows
 from features.feed import Source, ThumbnailFeed
 from features.kinds import IMAGE, TEXT, tower_of
 from features.plan import PlannedShard
@@ -131,6 +132,7 @@ class ShardWorker:
 
     def __init__(self, setup: ShardSetup, device: str) -> None:
         self._setup, self._device_name = setup, device
+        os.environ.setdefault("RAYON_NUM_THREADS", str(setup.feed_threads))  # of tokenizers, which takes every core
         if setup.compute_threads:
             import torch  # noqa: PLC0415 - whoever only pickles a setup does not need it
 
@@ -169,10 +171,10 @@ class ShardWorker:
             tell=tell,
         )
         if kind == IMAGE:
-            rows = shard.images(self._feed.next, job.rows)
+            unrounded = shard.images(self._feed.next, job.rows)
         else:
-            rows = shard.texts(watch.timed("tokenize", self._tokenized.popleft().result), job.text_digests)
-        return self._writer.submit(self._finish, job, context, rows, watch)
+            unrounded = shard.texts(watch.timed("tokenize", self._tokenized.popleft().result), job.text_digests)
+        return self._writer.submit(self._finish, job, context, unrounded, watch)
 
     def close(self) -> None:
         """End all threads."""
@@ -191,8 +193,8 @@ class ShardWorker:
             self._encoders[tower] = self._setup.load_encoder(tower, self._device_name)
         return self._encoders[tower]
 
-    def _finish(self, job: ShardJob, context: SplitContext, rows: EncodedRows, watch: Stopwatch) -> Made:
-        shard = None
+    def _finish(self, job: ShardJob, context: SplitContext, unrounded: UnroundedRows, watch: Stopwatch) -> Made:
+        rows, shard = unrounded.finished(), None
         if job.is_whole:
             shard = watch.timed("write", lambda: publish(context, job.planned, job.ids, rows))
         part = None if job.is_whole else rows

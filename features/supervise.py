@@ -343,9 +343,12 @@ class _Slot(Generic[Job]):
         """End the process at once; returns how it had ended or was ended."""
         was_alive = self.process.is_alive()
         self.process.kill()
-        self.process.join()
+        self.process.join(GRACE_SECONDS)
         code = self.process.exitcode
         self._close()
+        if code is None:  # it waits inside a driver, where no signal reaches it, and will keep its device
+            self.is_retired = True
+            return "cannot be ended"
         if was_alive and code == -signal.SIGKILL:
             return "was ended"
         return f"died of {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
@@ -366,7 +369,7 @@ class _Slot(Generic[Job]):
         self.process.join(max(deadline - time.monotonic(), 0.0))
         if self.process.is_alive():
             self.process.kill()
-            self.process.join()
+            self.process.join(GRACE_SECONDS)
         self._close()
 
     def _close(self) -> None:
@@ -375,7 +378,8 @@ class _Slot(Generic[Job]):
             thread.join(PIPES_SECONDS)
         if not any(thread.is_alive() for thread in self.threads):
             self.connection.close()
-        self.process.close()
+        if self.process.exitcode is not None:
+            self.process.close()
         self.is_running = False
 
 

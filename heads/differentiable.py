@@ -5,7 +5,7 @@ are trained with the weights; readers stay as they were fitted. A head that read
 stays as it is: its term is a constant of each row.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -49,13 +49,19 @@ class KnownRows:
     columns: Mapping[str, Sequence[Float[torch.Tensor, "row column"]]]
     present: Mapping[str, Float[torch.Tensor, " row"]]
 
-    def take(self, rows: Int64[np.ndarray, " row"], device: torch.device) -> "KnownRows":
-        """These rows, on a device."""
-        index = torch.from_numpy(rows)
+    def to(self, device: torch.device) -> "KnownRows":
+        """The same on a device."""
+        return self._each(lambda values: values.to(device))
+
+    def take(self, rows: Int64[torch.Tensor, " row"]) -> "KnownRows":
+        """These rows, given where the values are."""
+        return self._each(lambda values: values[rows])
+
+    def _each(self, made: Callable[[torch.Tensor], torch.Tensor]) -> "KnownRows":
         return KnownRows(
-            self.offset[index].to(device),
-            {name: [part[index].to(device) for part in parts] for name, parts in self.columns.items()},
-            {name: present[index].to(device) for name, present in self.present.items()},
+            made(self.offset),
+            {name: [made(part) for part in parts] for name, parts in self.columns.items()},
+            {name: made(present) for name, present in self.present.items()},
         )
 
 

@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -11,6 +12,9 @@ from typing import NamedTuple
 from features.errors import UsageError
 
 BF16_CAPABILITY = (8, 0)  # Ampere
+FILES_OF_DEVICES = Path("/dev")
+FILES_OF_GPUS = ("nvidia*", "nvhost*", "nvmap", "dxg", "kfd")
+"""What a Linux has where torch can compute on a GPU: NVIDIA's, those of a Jetson, of Windows below it, AMD's."""
 ORDER, ORDER_OF_DRIVER = "CUDA_DEVICE_ORDER", "PCI_BUS_ID"
 """The variable that says how CUDA numbers GPUs, and its value where that is how the driver and its tools do."""
 
@@ -25,9 +29,7 @@ def choose_devices(wanted: str, gpus: Sequence[int] = ()) -> list[str]:
     """
     if wanted == "cpu" and not gpus:
         return ["cpu"]
-    import torch  # noqa: PLC0415 - two seconds, and not every command needs it
-
-    there = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    there = [f"cuda:{number}" for number in range(_gpu_count())]
     if gpus and wanted == "cpu":
         raise UsageError("--gpus and --device cpu exclude each other")
     if gpus:
@@ -40,6 +42,15 @@ def choose_devices(wanted: str, gpus: Sequence[int] = ()) -> list[str]:
     if missing:
         raise UsageError(f"no device {', '.join(missing)}; available: {', '.join([*there, 'cpu'])} (try --device cpu)")
     return asked
+
+
+def _gpu_count() -> int:
+    """How many GPUs torch can use; a Linux without a file of theirs has none, which torch takes seconds to say."""
+    if sys.platform == "linux" and not any(any(FILES_OF_DEVICES.glob(name)) for name in FILES_OF_GPUS):
+        return 0
+    import torch  # noqa: PLC0415 - as above
+
+    return torch.cuda.device_count()
 
 
 def choose_device(wanted: str) -> str:

@@ -1,6 +1,7 @@
 """Which part of the work is ours when several machines share it: from options, or from what a scheduler sets."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,15 +20,21 @@ class _Scheduler:
     count: str
     first: str = ""  # what the indices start with
     step: str = ""  # how far apart they are
+    local: str = ""  # its index among the tasks of its machine
+    per_machine: str = ""  # how many those are
 
 
 _SCHEDULERS = (
-    _Scheduler("torchrun", "RANK", "WORLD_SIZE"),
+    _Scheduler("torchrun", "RANK", "WORLD_SIZE", local="LOCAL_RANK", per_machine="LOCAL_WORLD_SIZE"),
     _Scheduler(
         *("a SLURM array", "SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT"),
         *("SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_STEP"),
     ),
-    _Scheduler("a SLURM step", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
+    _Scheduler(
+        *("a SLURM step", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
+        local="SLURM_LOCALID",
+        per_machine="SLURM_STEP_TASKS_PER_NODE",  # such as 4(x2)
+    ),
     _Scheduler("an indexed Kubernetes job", "JOB_COMPLETION_INDEX", "JOB_COMPLETIONS"),
 )
 """In this order; Kubernetes itself sets no count, so there it comes from a manifest or from --num-shards."""
@@ -76,6 +83,20 @@ def choose_part(shard_index: int | None, num_shards: str, environ: Mapping[str, 
     if not 0 <= index < of:
         raise UsageError(f"the index of a part must lie between 0 and {of - 1}, however {source} says {index}")
     return ChosenPart(Part(index + 1, of), f"part {index + 1} of {of} ({source} {index})")
+
+
+def own_devices(devices: Sequence[str], environ: Mapping[str, str]) -> list[str]:
+    """Those of a machine's devices that are ours, where a scheduler has started several tasks on it: one each.
+
+    >>> own_devices(["cuda:0", "cuda:1"], {"RANK": "3", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"})
+    ['cuda:1']
+    """
+    for scheduler in _SCHEDULERS:
+        if scheduler.local and scheduler.local in environ and scheduler.index in environ:
+            tasks = re.match(r"\d+", environ.get(scheduler.per_machine, "1"))
+            if len(devices) > 1 and tasks and int(tasks[0]) > 1:
+                return [devices[_number(scheduler.local, environ[scheduler.local]) % len(devices)]]
+    return list(devices)
 
 
 def _index(scheduler: _Scheduler, environ: Mapping[str, str]) -> int:

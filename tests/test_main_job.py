@@ -501,7 +501,8 @@ def test_the_suggested_command_reads_the_same_file_and_tables(job):
         table = pd.read_csv(f"dataset/{split}.csv", dtype=str, keep_default_na=False)
         table.to_csv(f"dataset/{split}.csv", sep=";", index=False)
     Path("my options.toml").write_text("[train-heads]\nepochs = 1\n")
-    result = vp("train-heads", *QUICK, "--config", "my options.toml", "--sep", ";")
+    quick = [option for option in QUICK if option != "--quiet"]
+    result = vp("train-heads", *quick, "--config", "my options.toml", "--sep", ";")
     assert result.stderr.splitlines()[-1] == "next: vp submit --method mean --sep ';' --config 'my options.toml'"
     assert vp("submit", "--method", "mean", "--sep", ";", "--config", "my options.toml").exit_code == 0
 

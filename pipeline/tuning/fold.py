@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from jaxtyping import Float64, Int64
 
 from features.encoders import EncoderConfig
@@ -146,7 +147,8 @@ class FoldOnDevice:
             scale.apply(context.log_views),
             np.random.default_rng((context.config.seed, fold)),
         )
-        self.known = heads.known(context.from_table[context.train.split], len(context.train), learning)
+        known = heads.known(context.from_table[context.train.split], len(context.train), learning)
+        self.known = known.to(torch.device(device))
         self.model = TunedModel(
             towers, heads, context.kind_of, context.config, device=device, precision=context.precision
         )
@@ -218,7 +220,7 @@ class FoldOnDevice:
         """What the heads see of some rows (all where None), with the towers as they are now."""
         context = self._context
         rows = np.arange(len(videos)) if some is None else some
-        embedded: Vectors = self.model.embed(self.feed(videos).batches(rows, context.config.batch_size), self._tell)
+        embedded: Vectors = self.model.embed(self.feed(videos), rows, self._tell)
         blocks: list[AnyBlock] = []
         for modality in self.model.heads.modalities:
             if modality in context.kind_of:

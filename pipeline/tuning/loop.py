@@ -2,11 +2,14 @@
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Float64
 
 from features.errors import CacheError
+from features.torch_encoder import sent
 from heads.differentiable import KnownRows
 from heads.members import EpochRecord
 from heads.metrics import mae, msle, rmse
@@ -39,7 +42,7 @@ class FoldTraining:
             self._tell(state.epoch * len(self._task.train_rows))
             if state.errors:
                 return state
-            self._check_start(self._validate(self.start))  # thumbnails may have changed since
+            self._check_start(self._validate(self.start).z)  # thumbnails may have changed since
             self._steps.resume(state)
         while not self._is_done(state):
             self._epoch(state)
@@ -61,9 +64,9 @@ class FoldTraining:
 
     def _begun(self) -> FoldState:
         state = FoldState(epoch=0, steps=0, average=self.start, best=self.start, best_epoch=0)
-        z = self._validate(self.start)
-        self._check_start(z)
-        state.records.append(self._record(state, z))
+        validated = self._validate(self.start)
+        self._check_start(validated.z)
+        state.records.append(self._record(state, validated))
         return state
 
     def _check_start(self, z: Float64[np.ndarray, " row"]) -> None:
@@ -80,19 +83,19 @@ class FoldTraining:
     def _epoch(self, state: FoldState) -> None:
         start = time.monotonic()
         seen = self._steps.epoch(state)
-        z = self._validate(state.average)
-        self._task.require_finite(float(np.abs(z).max()), state.epoch)
-        record = self._record(state, z, seen=seen, seconds=time.monotonic() - start)
+        validated = self._validate(state.average)
+        self._task.require_finite(float(np.abs(validated.z).max()), state.epoch)
+        record = self._record(state, validated, seen=seen, seconds=time.monotonic() - start)
         if record.msle < min(before.msle for before in state.records):
             state.best, state.best_epoch = state.average, state.epoch
         state.records.append(record)
 
-    def _validate(self, values: Values) -> Float64[np.ndarray, " row"]:
-        rows = self._task.val_rows
+    def _validate(self, values: Values) -> "_Validated":
+        rows, heads = self._task.val_rows, self._model.heads
         with self._model.holding(values):
-            batches = self._feed.batches(rows, self._task.config.batch_size)
-            embedded = self._model.embed(batches, lambda _: self._tell(0))
-            return self._model.predict(embedded, self._known.take(rows, self._model.device))
+            embedded = self._model.embed(self._feed, rows, lambda _: self._tell(0))
+            z = self._model.predict(embedded, self._known.take(sent(torch.from_numpy(rows), self._model.device)))
+            return _Validated(z, heads.weights(), heads.shares.detach().double().cpu().numpy())
 
     def _errors(self, state: FoldState) -> dict[str, list[float]]:
         final = self._errors_towards(state, state.average, state.epoch)
@@ -103,7 +106,8 @@ class FoldTraining:
         """Sum of squared errors at each factor; both ends were validated when their epochs ended."""
         truth = self._task.standardisation.apply(self._task.log_views[self._task.val_rows])
         between = [
-            float(np.square(self._validate(mixed(self.start, tuned, factor)) - truth).sum()) for factor in FACTORS[1:-1]
+            float(np.square(self._validate(mixed(self.start, tuned, factor)).z - truth).sum())
+            for factor in FACTORS[1:-1]
         ]
         first, last = (state.records[number].val_loss * len(truth) for number in (0, epoch))
         return [first, *between, last]
@@ -111,18 +115,16 @@ class FoldTraining:
     def _record(
         self,
         state: FoldState,
-        z: Float64[np.ndarray, " row"],
+        validated: "_Validated",
         *,
         seen: Seen | None = None,
         seconds: float = 0.0,
     ) -> EpochRecord:
         task, scale = self._task, self._task.standardisation
+        z, raw = validated.z, validated.raw_weights
         truth, predicted = task.log_views[task.val_rows], scale.undo(z)
-        with self._model.holding(state.average):
-            raw = self._model.heads.weights()
-            shares = self._model.heads.shares.detach().double().cpu().numpy()
         names, trained = self._model.heads.modalities, self._model.heads.trained
-        weights = raw if seen is None else seen.canonical(raw, shares, names, trained)
+        weights = raw if seen is None else seen.canonical(raw, validated.shares, names, trained)
         lr = task.config.head_lr if task.config.freeze_clip else task.config.tower_lr
         return EpochRecord(
             fold=task.fold,
@@ -137,6 +139,15 @@ class FoldTraining:
             raw_weights=dict(zip(names, raw.tolist(), strict=True)),
             seconds=seconds,
         )
+
+
+@dataclass(frozen=True, eq=False)
+class _Validated:
+    """Predictions for the validation rows, weights as they are trained, and those of the trained heads."""
+
+    z: Float64[np.ndarray, " row"]
+    raw_weights: Float64[np.ndarray, " modality"]
+    shares: Float64[np.ndarray, " trained"]
 
 
 def chosen_factor(

@@ -15,9 +15,13 @@ from pipeline.outcome import size_told
 LARGE_ON_A_CPU = 20_000_000
 """Parameters above which a CPU needs days; `tiny` has under a million."""
 
-ACTIVATIONS_PER_NUMBER = 34
-"""Bytes that a block keeps for the backward pass per token and unit of its width, in 16 bits and with fused attention
-(Korthikanti et al., arXiv:2205.05198, without the attention scores)."""
+BYTES_KEPT = {"bf16": 40, "fp32": 64}
+"""What a block keeps for the backward pass per token and unit of its width, with fused attention: counted from the
+tensors that autograd saves of a block of CLIP. More than the 34 of Korthikanti et al. (arXiv:2205.05198, without the
+scores of attention), because under autocast what is added up block by block stays in float32, and each of query, key
+and value casts its input anew."""
+BYTES_KEPT_OF_CHECKPOINT = 4
+"""The same of a block whose activations are computed again: its input, in float32."""
 BYTES_TRAINED, BYTES_FROZEN = 20, 4
 """Weight, gradient, two moments and moving average of a parameter in float32; or the weight alone."""
 BYTES_ON_HOST = 36
@@ -99,9 +103,7 @@ class Estimate:
 def estimate(
     config: FinetuneConfig, encoder: EncoderConfig, kinds: Sequence[str], rows: int, precision: str = "bf16"
 ) -> Estimate:
-    """Estimate a fold with `rows` training rows, of which some kinds of vector are made.
-
-    In float32 activations take twice as much.
+    """Estimate a fold with `rows` training rows, of which some kinds of vector are made, in "bf16" or "fp32".
 
     Raises
     ------
@@ -118,11 +120,11 @@ def estimate(
         frozen = tower.parameters - (0 if config.lora else ours)
         state += ours * BYTES_TRAINED + frozen * BYTES_FROZEN + bf16 * tower.parameters * BYTES_CAST
         per_block = tower.tokens * tower.width
-        kept = 2 * per_block * blocks + ACTIVATIONS_PER_NUMBER * per_block
-        full = ACTIVATIONS_PER_NUMBER * per_block * blocks
-        of_a_row = (kept if config.gradient_checkpointing else full) * (1 if bf16 else 2)
-        activations += config.batch_size * of_a_row * uses[name]
-        passes = 2 * tower.blocks + 4 * blocks  # forward through all, back through those that train
+        kept = BYTES_KEPT_OF_CHECKPOINT * blocks + BYTES_KEPT[precision]  # all inputs, and one block at a time
+        full = BYTES_KEPT[precision] * blocks
+        activations += config.batch_size * (kept if config.gradient_checkpointing else full) * per_block * uses[name]
+        # Forward through all blocks; back through those that train, and once more for weights that are trained whole.
+        passes = 2 * tower.blocks + (2 if config.lora else 4) * blocks
         flops += passes * tower.block_parameters * tower.tokens * rows * config.epochs * uses[name]
     return Estimate(sum(tower.parameters for tower in towers.values()), trained, state, activations, flops)
 

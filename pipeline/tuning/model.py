@@ -1,23 +1,25 @@
 """The towers of an encoder and the heads of one fold as one model, whose parameters can be taken out and put back."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, Float64
+from jaxtyping import Bool, Float, Float32, Float64, Int64
 
 from features.augment import random_crops
 from features.kinds import IMAGE
 from features.torch_encoder import sent
 from heads.differentiable import DifferentiableHeads, KnownRows
 from pipeline.config import FinetuneConfig
-from pipeline.tuning.batches import Batch
+from pipeline.tuning.batches import Batch, RowFeed
 from pipeline.tuning.towers import TrainedTowers, Values, copied, put
 
 HEAD_WEIGHT_DECAY = 0.01
+EMBED_ROWS = 64
+"""Rows at a time without gradients, at least: nothing is kept of them, and more keep a GPU busy."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +46,7 @@ class TunedModel:
         self._towers, self.kind_of, self.device = towers, kind_of, torch.device(device)
         self.heads = heads.to(self.device)
         self._bf16 = precision == "bf16"
+        self._embed_rows = max(config.batch_size, EMBED_ROWS)
         of_heads = {f"heads.{name}": parameter for name, parameter in self.heads.named_parameters()}
         self.parameters: dict[str, torch.nn.Parameter] = towers.parameters | of_heads
         self.parameter_groups = [*towers.groups, *self.heads.parameter_groups(config.head_lr, HEAD_WEIGHT_DECAY)]
@@ -85,13 +88,13 @@ class TunedModel:
                 vectors[kind] = self._towers.encoder.text_vectors(texts.tokens, texts.pad_to)
         return vectors
 
-    def embed(self, batches: Iterator[Batch], tell: Any) -> Vectors:
+    def embed(self, feed: RowFeed, rows: Int64[np.ndarray, " row"], tell: Callable[[int], None]) -> Vectors:
         """Vectors of many rows, without gradients; `tell` hears of rows as they are done."""
         parts: list[dict[str, Any]] = []
         present: list[Mapping[str, Any]] = []
         self.training(on=False)
         with torch.no_grad():
-            for batch in batches:
+            for batch in feed.batches(rows, self._embed_rows):
                 parts.append({kind: part.float().cpu().numpy() for kind, part in self.vectors(batch).items()})
                 present.append(batch.present)
                 tell(len(batch.rows))
@@ -103,7 +106,7 @@ class TunedModel:
         """Predicted z of rows; the outputs of the trained heads; where their modalities are present."""
         heads = self.heads
         here = {
-            name: torch.from_numpy(present[self.kind_of[name]].astype(np.float32)).to(self.device)
+            name: sent(torch.from_numpy(present[self.kind_of[name]].astype(np.float32)), self.device)
             for name in heads.embedded
         }
         there = heads.present(here, known)
@@ -112,7 +115,7 @@ class TunedModel:
 
     def predict(self, embedded: Vectors, known: KnownRows) -> Float64[np.ndarray, " row"]:
         """Predicted z of rows that were embedded."""
-        on_device = {kind: torch.from_numpy(part).to(self.device) for kind, part in embedded.vectors.items()}
+        on_device = {kind: sent(torch.from_numpy(part), self.device) for kind, part in embedded.vectors.items()}
         with torch.no_grad():
             z = self.z_and_terms(on_device, embedded.present, known)[0]
         return z.double().cpu().numpy()

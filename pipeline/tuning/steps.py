@@ -11,6 +11,7 @@ from jaxtyping import Float64, Int64
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from features.errors import UsageError
+from features.torch_encoder import sent
 from heads.differentiable import KnownRows
 from heads.simplex import canonical_gauge
 from heads.targets import Standardisation
@@ -78,16 +79,18 @@ class Steps:
         self._model, self._feed, self._known, self._task, self._tell = model, feed, known, task, tell
         self._rows_per_step = task.config.batch_size * task.config.accumulate
         self._total = task.config.epochs * -(-len(task.train_rows) // self._rows_per_step)
-        self._optimizer = torch.optim.AdamW(model.parameter_groups, lr=task.config.tower_lr)
+        self._fused = model.device.type == "cuda"  # one kernel, without temporaries as large as the parameters
+        self._optimizer = torch.optim.AdamW(model.parameter_groups, lr=task.config.tower_lr, fused=self._fused)
         self._lrs = [group["lr"] for group in self._optimizer.param_groups]
-        self._z = torch.from_numpy(task.standardisation.apply(task.log_views).astype(np.float32))
+        z = torch.from_numpy(task.standardisation.apply(task.log_views).astype(np.float32))
+        self._z = z.to(model.device)
 
     def resume(self, state: FoldState) -> None:
         """Go on from parameters and moments that were kept."""
         self._model.put(state.values)
         for name, parameter in self._model.parameters.items():
             self._optimizer.state[parameter] = {
-                "step": torch.tensor(float(state.steps)),
+                "step": torch.tensor(float(state.steps), device=parameter.device if self._fused else None),
                 "exp_avg": state.first[name].to(parameter.device),
                 "exp_avg_sq": state.second[name].to(parameter.device),
             }
@@ -135,11 +138,11 @@ class Steps:
         self._optimizer.step()
 
     def _squares(self, batch: Batch, augment: torch.Generator, seen: "Seen") -> torch.Tensor:
-        known = self._known.take(batch.rows, self._model.device)
+        rows = sent(torch.from_numpy(batch.rows), self._model.device)
         vectors = self._model.vectors(batch, augment)
-        z, outputs, present = self._model.z_and_terms(vectors, batch.present, known)
+        z, outputs, present = self._model.z_and_terms(vectors, batch.present, self._known.take(rows))
         seen.add_outputs(outputs, present)
-        return (z - self._z[torch.from_numpy(batch.rows)].to(z.device)).square().sum()
+        return (z - self._z[rows]).square().sum()
 
 
 class Seen:

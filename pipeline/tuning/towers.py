@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from features.families import TowerEncoder
-from features.layers import layer_depths, learning_rate_scales, unfrozen
+from features.layers import block_count, layer_depths, learning_rate_scales, unfrozen
 from features.lora import add_lora, is_a
 from pipeline.config import FinetuneConfig
 
@@ -56,7 +56,7 @@ class TrainedTowers:
             add_lora(tower, config.lora, config.unfreeze, config.seed)
         depths = layer_depths(tower)
         scales = learning_rate_scales(depths, config.layer_decay)
-        chosen = set(unfrozen(depths, config.unfreeze))
+        chosen = set(unfrozen(depths, block_count(tower), config.unfreeze))
         for name, parameter in tower.named_parameters():
             is_trained = parameter.requires_grad if config.lora else name in chosen
             parameter.requires_grad_(requires_grad=is_trained)
@@ -65,7 +65,7 @@ class TrainedTowers:
                 decay = WEIGHT_DECAY if parameter.ndim >= 2 else 0.0
                 self._group_of.setdefault((config.tower_lr * scales[name], decay), []).append(parameter)
         if config.gradient_checkpointing:
-            _checkpoint_activations(tower)
+            checkpoint_activations(tower)
 
 
 def copied(parameters: Mapping[str, torch.Tensor]) -> Values:
@@ -90,10 +90,17 @@ def mixed(start: Mapping[str, torch.Tensor], tuned: Mapping[str, torch.Tensor], 
     return {name: value if is_a(name) else torch.lerp(start[name], value, factor) for name, value in tuned.items()}
 
 
-def _checkpoint_activations(tower: Any) -> None:
-    """Under the name that transformers gives it today, or the older one."""
+def checkpoint_activations(tower: Any) -> None:
+    """Have a tower keep the inputs of its blocks alone while it trains, and compute the rest again.
+
+    Under the name that transformers gives it today, or the older one.
+
+    Either also makes the embeddings of tokens ask for gradients, which reentrant checkpoints need and ours do not: they
+    would flow back through all the blocks that are frozen.
+    """
     options = {"use_reentrant": False}
     if hasattr(tower, "activation_checkpointing_enable"):
         tower.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
     else:
         tower.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+    tower.disable_input_require_grads()

@@ -74,14 +74,14 @@ def shard_encoder(encoder, batch_size, dim=DIM, donors=NO_DONOR, *, tell=lambda 
 
 def encode_images(encoder, thumbnails, batch_size, donors=NO_DONOR, **options) -> EncodedRows:
     with shard_encoder(encoder, batch_size, donors=donors, **options) as shards:
-        return shards.images(iter(thumbnails).__next__, len(thumbnails))
+        return shards.images(iter(thumbnails).__next__, len(thumbnails)).finished()
 
 
 def encode_texts(encoder, texts, batch_size, donors=NO_DONOR, **options) -> EncodedRows:
     prompts = [text if isinstance(text, Prompt) else Prompt(text, repaired=False) for text in texts]
     digests = np.array([list(hashlib.sha256(p.text.encode()).digest()[:16]) for p in prompts], np.uint8)
     with shard_encoder(encoder, batch_size, 4, donors, **options) as shards:
-        return shards.texts(Tokenized.by(encoder, prompts), digests.reshape(-1, 16))
+        return shards.texts(Tokenized.by(encoder, prompts), digests.reshape(-1, 16)).finished()
 
 
 ANY_PICTURES = st.lists(
@@ -142,7 +142,7 @@ def test_equal_files_are_encoded_once_in_a_shard_and_again_in_the_next(recorder)
     encoder = recorder()
     feed = iter([picture(shade) for shade in (5, 5, 6, 6, 5, 5)])
     with shard_encoder(encoder, 2) as shards:
-        first, second = (shards.images(feed.__next__, 3) for _ in range(2))
+        first, second = (shards.images(feed.__next__, 3).finished() for _ in range(2))
     assert encoder.shades == [[5, 6], [6, 5]]
     assert np.array_equal(first.embedding[[0, 0, 2]], first.embedding)
     assert np.array_equal(second.embedding, first.embedding[[2, 0, 0]])
@@ -349,7 +349,7 @@ def test_what_does_not_fit_is_encoded_in_halves_and_the_size_is_remembered(fake_
 
     thumbnails = [picture(shade) for shade in range(1, 13)]
     with shard_encoder(Cramped(), 8) as shards:
-        rows = shards.images(iter(thumbnails).__next__, 12)
+        rows = shards.images(iter(thumbnails).__next__, 12).finished()
         assert shards.device.fits == sizes[-1]
     assert seen == sizes
     assert np.array_equal(rows.embedding, encode_images(fake_encoder(), thumbnails, 8).embedding)

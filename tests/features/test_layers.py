@@ -48,15 +48,19 @@ def test_a_tower_of_two_blocks_has_four_learning_rates(towers, kind, expected):
 
 
 def test_the_last_block_and_what_is_behind_it_can_be_unfrozen_alone(towers):
-    names = unfrozen(layer_depths(towers["text"]), "last:1")
+    names = unfrozen(layer_depths(towers["text"]), 2, "last:1")
     assert any("layers.1." in name for name in names)
     assert "text_projection.weight" in names
     assert not any("layers.0." in name or "embeddings" in name for name in names)
 
 
+def test_where_nothing_is_behind_the_last_block_it_is_that_block_alone():
+    assert unfrozen({"embed": 0, "first": 1, "second": 2}, 2, "last:1") == ["second"]
+
+
 def test_more_blocks_than_there_are_means_all(towers):
     depths = layer_depths(towers["text"])
-    assert unfrozen(depths, "last:9") == unfrozen(depths, "all") == list(depths)
+    assert unfrozen(depths, 2, "last:9") == unfrozen(depths, 2, "all") == list(depths)
 
 
 @pytest.mark.parametrize("which", ["last", "last:0", "last:x", "first:2", ""])

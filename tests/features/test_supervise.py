@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from features import supervise
 from features.errors import StorageError, WorkersFailedError
 from features.supervise import Done, Lost, Supervisor, Told
 from tests.features.clerks import Clerk
@@ -211,6 +212,28 @@ def test_a_device_on_which_every_job_dies_is_given_up_and_no_job_is_blamed(tmp_p
     assert sorted(done) == list(range(len(done)))
     assert 3 <= len(warnings) <= 5
     assert len(done) < 2000
+
+
+def test_a_worker_that_no_signal_ends_is_left_behind_with_its_device(tmp_path, monkeypatch):
+    """As one that waits inside a driver: here a stopped process whose killing does nothing."""
+    monkeypatch.setattr(supervise, "GRACE_SECONDS", 0.2)
+    warnings, done, immortal = [], [], []
+    jobs = [(number, "freeze" if number == 0 else "", 1) for number in range(6)]
+    with Supervisor(Clerk(tmp_path), ["a", "b"], patience_seconds=3.0, warn=warnings.append) as workers:
+        for slot in workers._slots:
+            slot.start()
+            if slot.device == "a":
+                immortal.append(slot.process)
+                monkeypatch.setattr(slot.process, "kill", lambda: None)
+        for event in workers.run(0, iter(jobs)):
+            assert not isinstance(event, Lost)
+            done += [event.job[0]] if isinstance(event, Done) else []
+    assert sorted(done) == list(range(6))
+    assert len(warnings) == 1
+    assert warnings[0].endswith("; the device is given up")
+    monkeypatch.undo()
+    immortal[0].kill()
+    immortal[0].join()
 
 
 def test_a_job_that_killed_its_worker_is_tried_on_another_device_next(office):

@@ -11,10 +11,12 @@ from pipeline.devices import Gpu, auto_precision, choose_device, choose_devices,
 
 
 @pytest.fixture
-def machine(monkeypatch):
+def machine(monkeypatch, tmp_path):
     """A machine with as many GPUs as a test asks for; torch itself takes seconds to load and sees none here."""
+    monkeypatch.setattr(devices, "FILES_OF_DEVICES", tmp_path)
 
     def has(n_gpus):
+        (tmp_path / "nvidiactl").touch()
         monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=SimpleNamespace(device_count=lambda: n_gpus)))
 
     return has
@@ -36,6 +38,20 @@ def machine(monkeypatch):
 def test_devices_that_are_there_are_chosen_once_each(machine, n_gpus, wanted, gpus, devices):
     machine(n_gpus)
     assert choose_devices(wanted, gpus) == devices
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere torch alone can tell")
+def test_a_machine_without_a_driver_is_not_worth_loading_torch_for(monkeypatch, tmp_path):
+    monkeypatch.setattr(devices, "FILES_OF_DEVICES", tmp_path)
+    monkeypatch.setitem(sys.modules, "torch", None)  # to import it fails
+    for other in ("null", "nvme0n1", "nvram"):
+        (tmp_path / other).touch()
+    assert choose_devices("auto") == ["cpu"]
+    with pytest.raises(UsageError, match="no device cuda:0; available: cpu"):
+        choose_devices("cuda")
+    (tmp_path / "nvidia0").touch()
+    with pytest.raises(ImportError):
+        choose_devices("auto")
 
 
 def test_work_for_one_device_goes_to_the_first(machine):

@@ -4,7 +4,7 @@ import pytest
 
 from features.errors import UsageError
 from features.lock import WHOLE, Part
-from pipeline.parts import choose_part
+from pipeline.parts import choose_part, own_devices
 
 SLURM_ARRAY = {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "8"}
 
@@ -59,3 +59,25 @@ def test_what_does_not_fit_together_is_refused(index, number, environ, said):
     with pytest.raises(UsageError) as told:
         choose_part(index, number, environ)
     assert said in str(told.value)
+
+
+GPUS = ["cuda:0", "cuda:1", "cuda:2", "cuda:3"]
+TORCHRUN = {"RANK": "6", "WORLD_SIZE": "8", "LOCAL_RANK": "2", "LOCAL_WORLD_SIZE": "4"}
+SLURM = {"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8"}
+
+
+@pytest.mark.parametrize(
+    ("devices", "environ", "ours"),
+    [
+        (GPUS, {}, GPUS),
+        (GPUS, TORCHRUN, ["cuda:2"]),
+        (["cuda:0"], TORCHRUN, ["cuda:0"]),  # the scheduler has shown each task its own
+        (GPUS[:2], TORCHRUN, ["cuda:0"]),  # more tasks than GPUs
+        (GPUS, TORCHRUN | {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}, GPUS),  # a task for each machine
+        (GPUS, SLURM | {"SLURM_LOCALID": "1", "SLURM_STEP_TASKS_PER_NODE": "4(x2)"}, ["cuda:1"]),
+        (GPUS, SLURM | {"SLURM_LOCALID": "0", "SLURM_STEP_TASKS_PER_NODE": "1(x8)"}, GPUS),
+        (GPUS, {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, GPUS),  # left over from something else
+    ],
+)
+def test_tasks_that_share_a_machine_take_one_device_each(devices, environ, ours):
+    assert own_devices(devices, environ) == ours

@@ -48,8 +48,8 @@ def test_before_training_the_model_predicts_what_its_run_predicts(job, precision
     stage = prepared(**options)
     inside, _ = fold_of(stage, precision=precision)
     rows = stage.start.plan.val_rows(0)
-    embedded = inside.model.embed(inside.feed(stage.context.train).batches(rows, 5), lambda _rows: None)
-    z = inside.model.predict(embedded, inside.known.take(rows, torch.device("cpu")))
+    embedded = inside.model.embed(inside.feed(stage.context.train), rows, lambda _rows: None)
+    z = inside.model.predict(embedded, inside.known.take(torch.from_numpy(rows)))
     expected = predicted_by_run(stage, 0, rows)
     assert np.abs(z - expected).max() <= within
     assert expected.std() > 0.2

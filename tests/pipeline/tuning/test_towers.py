@@ -93,6 +93,25 @@ def encoder(request, models, siglip_folder, dino_folder, sentence_folder):
     return resolve_encoder(str(find.get(request.param, lambda: dino_folder("dinov2"))()), models)
 
 
+def test_no_gradient_flows_back_through_frozen_blocks_with_checkpoints_either(encoder):
+    kinds = [kind for kind in encoder.dim if kind == "text"] or ["image"]
+    config = FinetuneConfig(unfreeze="last:1", gradient_checkpointing=True)
+    towers = TrainedTowers(load_encoder(encoder, kinds, "cpu", "fp32"), kinds, config)
+    (tower,) = towers.encoder.towers.values()
+    blocks = max((each for each in tower.modules() if isinstance(each, torch.nn.ModuleList)), key=len)
+    inputs = []
+    for block in blocks:
+        block.register_forward_pre_hook(lambda _, given: inputs.append(given[0].requires_grad))
+    towers.training(on=True)
+    if kinds == ["text"]:
+        tokens, _ = towers.encoder.tokenize(["a cake"])
+        towers.encoder.text_vectors(tokens, towers.encoder.text_layout.width(len(tokens[0]))).sum().backward()
+    else:
+        towers.encoder.image_vectors(torch.zeros(1, 3, *encoder.preprocess.output)).sum().backward()
+    assert inputs[: len(blocks)] == [False] * len(blocks)
+    assert all(parameter.grad is not None for name, parameter in towers.parameters.items() if "layers.1" in name)
+
+
 @pytest.mark.parametrize("options", [{}, {"unfreeze": "last:1"}, {"lora": 2}, {"gradient_checkpointing": True}])
 def test_gradients_reach_what_is_trained_in_every_family(encoder, options):
     """All but what no vector depends on, such as the mask token of DINOv2."""
