@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test test-slow check fmt bench clean
+.PHONY: help demo test test-slow test-gpu check fmt bench clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -34,6 +34,9 @@ test: $(INSTALLED)  ## install, then run every test that is not slow
 test-slow: $(INSTALLED)  ## the slow tests, and the others once more with every shape checked (half an hour)
 	$(TEST) -m slow tests
 	$(TEST) $(FAST) $(CHECKED)
+
+test-gpu: $(INSTALLED)  ## what only a GPU can show (a few minutes; without one nothing runs)
+	$(BIN)/python -m pytest -q -m gpu tests/test_on_a_gpu.py
 
 check: $(INSTALLED)  ## formatting, lint, types, and who may import whom
 	$(BIN)/ruff format --check .
