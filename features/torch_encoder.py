@@ -15,6 +15,9 @@ from features.text_layout import TextLayout
 from features.texts import TextPolicy
 from features.towers import Place, padded
 
+CHARACTERS_PER_TOKEN = 6
+"""More than a token has on average, so that the beginning of a long description is nearly always enough."""
+
 
 class TorchEncoder:
     """Frozen towers on one device; satisfies `features.families.TowerEncoder`.
@@ -39,7 +42,14 @@ class TorchEncoder:
         """Token ids of each text, cut at `max_tokens` before the tokens that end it; and which texts were cut."""
         policy = self._policy(texts)
         self._tokenizer.enable_truncation(policy.max_tokens)
-        encodings = self._tokenizer.encode_batch_fast([policy.prepared(text) for text in texts])
+        whole = [policy.prepared(text) for text in texts]
+        parts = [_beginning(text, CHARACTERS_PER_TOKEN * policy.max_tokens) for text in whole]
+        encodings = self._tokenizer.encode_batch_fast(parts)
+        # Words are tokenised one by one, so a beginning that is too long already says how the whole text begins.
+        short = [row for row, text in enumerate(whole) if text != parts[row] and not encodings[row].overflowing]
+        again = self._tokenizer.encode_batch_fast([whole[row] for row in short])
+        for row, encoding in zip(short, again, strict=True):
+            encodings[row] = encoding
         tokens = [np.array(encoding.ids, np.int64) for encoding in encodings]
         return tokens, np.array([bool(encoding.overflowing) for encoding in encodings], bool)
 
@@ -80,6 +90,16 @@ def sent(tensor: Shaped[torch.Tensor, "..."], device: torch.device) -> Shaped[to
     if device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
+
+
+def _beginning(text: str, characters: int) -> str:
+    """The whole words in about the first so many characters; all of a text whose words do not end there.
+
+    >>> _beginning("the best  of cakes", 11), _beginning("cakes", 2)
+    ('the best', 'cakes')
+    """
+    end = text.rfind(" ", 0, characters) if len(text) > characters else -1
+    return text[:end].rstrip() or text if end > 0 else text
 
 
 class _Lane(threading.local):
