@@ -15,7 +15,6 @@ from features.progress import Progress
 from features.supervise import Done, Lost, Supervisor
 from features.videos import VideoTable
 from heads.inputs import Inputs
-from heads.members import FittedModel, Training
 from pipeline.config import FinetuneConfig
 from pipeline.dataset import Dataset, read_dataset
 from pipeline.devices import BF16_CAPABILITY, choose_devices, cores, gpu
@@ -129,7 +128,7 @@ class Stage:
             )
             training, oof = result.scored()
             metrics = result.metrics(training, oof) | {"seconds": time.monotonic() - begun}
-            _log_results(log, training, metrics)
+            log.results(training, metrics)
         result.write(aside, training, oof, metrics)
         return metrics
 
@@ -246,14 +245,3 @@ def _lost(fold: int, reason: str) -> str:
         f"fold {fold} killed its worker again and again ({reason}): every finished epoch is kept, so run the same "
         "command again; if memory was the reason, with a smaller --batch-size or --gradient-checkpointing"
     )
-
-
-def _log_results(log: RunLog, training: Training[FittedModel], metrics: Mapping[str, Any]) -> None:
-    for member in training.members:
-        fold, variance = f"fold_{member.fold}", member.best.standardisation.sd**2
-        values: dict[str, Any] = {"best_epoch": member.best_epoch, "best_msle": member.best_msle}
-        values["best_val_loss"] = member.best_msle / variance
-        log.result({f"{fold}/{key}": value for key, value in values.items()})
-    names = ("oof_msle", "oof_msle_final", "oof_msle_constant", "seconds")
-    weights = {f"ensemble/weights/{modality}": weight for modality, weight in metrics["weights"].items()}
-    log.result({f"ensemble/{name}": metrics[name] for name in names} | weights)

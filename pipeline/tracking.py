@@ -12,7 +12,7 @@ from typing import Any
 
 from features import durable
 from features.progress import Progress
-from heads.members import EpochRecord
+from heads.members import EpochRecord, FittedModel, Training
 
 PROJECT = "vp"
 
@@ -46,6 +46,17 @@ class RunLog:
         self._write(values)
         if self._wandb is not None:
             self._guarded(lambda: self._wandb.log(dict(values)))
+
+    def results(self, training: Training[FittedModel], metrics: Mapping[str, Any]) -> None:
+        """What every member and the whole run ended with; `metrics` are those of metrics.json."""
+        for member in training.members:
+            fold, variance = self.key(member.fold, member.seed), member.best.standardisation.sd**2
+            values = {"best_epoch": member.best_epoch, "best_msle": member.best_msle}
+            values["best_val_loss"] = member.best_msle / variance
+            self.result({f"{fold}/{name}": value for name, value in values.items()})
+        names = ("oof_msle", "oof_msle_final", "oof_msle_constant", "seconds")
+        weights = {f"ensemble/weights/{modality}": weight for modality, weight in metrics["weights"].items()}
+        self.result({f"ensemble/{name}": metrics[name] for name in names} | weights)
 
     def result(self, values: Mapping[str, Any]) -> None:
         """What a fold or the whole run ended with."""

@@ -1,19 +1,15 @@
 """`vp train-heads`: cache -> run (heads of every fold, out-of-fold predictions, metrics)."""
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Float64
 
-from features import durable
 from features.encoders import cache_tag
 from features.errors import DataError, UsageError
 from features.progress import Progress
@@ -21,26 +17,22 @@ from features.videos import VideoTable
 from heads.chunks import Chunks, in_memory
 from heads.folds import FoldPlan
 from heads.inputs import Inputs
-from heads.members import FittedModel, TrainedMember, Training
 from heads.targets import Target
-from pipeline.checkpoint import Checkpoint, write_checkpoint
 from pipeline.config import TrainHeadsConfig
-from pipeline.csv_text import publish_table
 from pipeline.dataset import Dataset, read_dataset
 from pipeline.diagnostics import diagnose, told
-from pipeline.fitting import Fitted, told_sweep, train, tried
+from pipeline.fitting import told_sweep, train, tried
 from pipeline.inputs import Gathered, Source, choose_sources
 from pipeline.memory import training_streams
-from pipeline.model_card import FILE as MODEL_CARD
-from pipeline.model_card import model_card
 from pipeline.outcome import Outcome, table
 from pipeline.outdated import tell_outdated
 from pipeline.plans import make_plan, tell_duplicates, tell_near_duplicates
-from pipeline.runs import building, checkpoint_path, seal
-from pipeline.scores import OutOfFold, distribution, fold_info, metrics_of
+from pipeline.run_files import write_run
+from pipeline.runs import building
+from pipeline.scores import OutOfFold, distribution, metrics_of
 from pipeline.settings import repeated_flags, to_plain
 from pipeline.stream import StoredInputs, read_inputs
-from pipeline.tracking import RunLog, run_log
+from pipeline.tracking import run_log
 from pipeline.workspace import Workspace
 
 
@@ -111,10 +103,11 @@ class _Task:
             metrics |= {"duplicates_across_folds": self.duplicates}
             metrics |= {"near_duplicates": self.near_duplicates} if self.near_duplicates else {}
             metrics |= {"seconds": time.monotonic() - start}
-            _log_results(log, training, metrics)
+            log.results(training, metrics)
         if self.config.diagnostics:
             metrics["diagnostics"] = diagnose(self.config, self.videos, self.inputs, self._test_inputs(workspace), oof)
-        self._write(aside, fitted, oof, metrics)
+        facts = self.facts(fitted.config) | {"seeds": training.seeds, "additive": training.members[0].final.additive}
+        write_run(aside, facts=facts, metrics=metrics, training=training, oof=oof, videos=self.videos)
         return metrics
 
     def _test_inputs(self, workspace: Workspace) -> Chunks | None:
@@ -124,26 +117,6 @@ class _Task:
             return None
         stream = isinstance(self.inputs, StoredInputs)
         return read_inputs(workspace, self.sources, test, self.reference, stream=stream).inputs
-
-    def _write(self, aside: Path, fitted: Fitted, oof: OutOfFold, metrics: Mapping[str, Any]) -> None:
-        training = fitted.training
-        for member in training.members:
-            self._write_member(aside, member, alone=len(training.seeds) == 1)
-        publish_table(aside / "folds.csv", pd.DataFrame({"id": self.videos.ids, "fold": self.plan.fold_of}))
-        publish_table(aside / "fold_info.csv", fold_info(training, metrics))
-        publish_table(aside / "oof.csv", oof.table(self.videos.ids, training.members[0].best.modalities))
-        durable.publish(aside / "metrics.json", json.dumps(metrics, indent=1) + "\n")
-        facts = self.facts(fitted.config) | {"seeds": training.seeds, "additive": training.members[0].final.additive}
-        durable.publish(aside / MODEL_CARD, model_card(facts, metrics, self.videos))
-        seal(aside, facts | {"created_utc": datetime.now(UTC).isoformat(timespec="seconds")})
-
-    def _write_member(self, aside: Path, member: TrainedMember[FittedModel], *, alone: bool) -> None:
-        """Both moments of a member; its file names the seed unless it is `alone` in its fold."""
-        name, encoders, fold = self.config.name, self.gathered.encoders, member.fold
-        for moment, heads in (("best", member.best), ("final", member.final)):
-            checkpoint = Checkpoint(heads, name, fold, moment, encoders, str(self.reference), member.seed)
-            path = checkpoint_path(aside, name, fold, moment, None if alone else member.seed)
-            write_checkpoint(path, checkpoint)
 
     def facts(self, config: TrainHeadsConfig) -> dict[str, Any]:
         """What run.json says besides the digests of the files."""
@@ -219,19 +192,6 @@ def _tell_absent(inputs: Inputs, progress: Progress) -> None:
             progress.note(
                 f"{block.modality}: absent for {count} of {inputs.n_videos} videos, counted as its mean there"
             )
-
-
-def _log_results(log: RunLog, training: Training[FittedModel], metrics: Mapping[str, Any]) -> None:
-    for member in training.members:
-        fold = log.key(member.fold, member.seed)
-        best = next((record for record in member.history if record.epoch == member.best_epoch), None)
-        values: dict[str, Any] = {f"{fold}/best_epoch": member.best_epoch, f"{fold}/best_msle": member.best_msle}
-        if best is not None:
-            values[f"{fold}/best_val_loss"] = best.val_loss
-        log.result(values)
-    names = ("oof_msle", "oof_msle_final", "oof_msle_constant", "seconds")
-    weights = {f"ensemble/weights/{modality}": weight for modality, weight in metrics["weights"].items()}
-    log.result({f"ensemble/{name}": metrics[name] for name in names} | weights)
 
 
 def _outcome(config: TrainHeadsConfig, folder: Path, metrics: Mapping[str, Any], *, has_test: bool) -> Outcome:

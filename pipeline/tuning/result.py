@@ -1,29 +1,23 @@
 """What a fine-tuning ends with: members, out-of-fold scores beside those it started from, and the files of a run."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
-from features import durable
 from heads.members import FittedModel, TrainedMember, Training
 from heads.metrics import msle
-from pipeline.checkpoint import Checkpoint, write_checkpoint
 from pipeline.config import FinetuneConfig
 from pipeline.csv_text import publish_table
 from pipeline.dataset import Dataset
-from pipeline.model_card import FILE as MODEL_CARD
-from pipeline.model_card import model_card
 from pipeline.outcome import Outcome, table
+from pipeline.run_files import write_run
 from pipeline.run_record import read_metrics
-from pipeline.runs import MOMENTS, checkpoint_path, seal
-from pipeline.scores import OutOfFold, distribution, fold_info, metrics_of
+from pipeline.runs import MOMENTS
+from pipeline.scores import OutOfFold, distribution, metrics_of
 from pipeline.settings import repeated_flags, to_plain
 from pipeline.tuning.finetuned import TEST_PREDICTIONS, predictions_table, table_digest
 from pipeline.tuning.fold import Made, Trained
@@ -84,28 +78,13 @@ class Result:
 
     def write(self, aside: Path, training: Training[FittedModel], oof: OutOfFold, metrics: Mapping[str, Any]) -> None:
         """Every file of the run but those of the towers, which the workers wrote."""
-        name, run = self.name, self.start.run
-        for member in training.members:
-            for moment, heads in (("best", member.best), ("final", member.final)):
-                checkpoint = Checkpoint(
-                    heads, name, member.fold, moment, run.part("encoders"), run.part("reference_date")
-                )
-                write_checkpoint(checkpoint_path(aside, name, member.fold, moment), checkpoint)
-        ids, plan = self.dataset.train.ids, self.start.plan
-        publish_table(aside / "folds.csv", pd.DataFrame({"id": ids, "fold": plan.fold_of}))
-        publish_table(aside / "fold_info.csv", fold_info(training, metrics))
-        publish_table(aside / "oof.csv", oof.table(ids, run.modalities))
-        facts = facts_of(self.name, self.config, self.start, self.precision) | {
-            "created_utc": datetime.now(UTC).isoformat(timespec="seconds")
-        }
+        facts = facts_of(self.name, self.config, self.start, self.precision)
         facts["towers"] = [{m: self.made[fold][m].towers for m in MOMENTS} for fold in sorted(self.made)]
         if (test := self.dataset.test) is not None:
-            folds = [_columns(self.made[fold], run.modalities) for fold in sorted(self.made)]
+            folds = [_columns(self.made[fold], self.start.run.modalities) for fold in sorted(self.made)]
             publish_table(aside / TEST_PREDICTIONS, predictions_table(test.ids, folds))
             facts["test_digest"] = table_digest(test)
-        durable.publish(aside / "metrics.json", json.dumps(metrics, indent=1) + "\n")
-        durable.publish(aside / MODEL_CARD, model_card(facts, metrics, self.dataset.train))
-        seal(aside, facts)
+        write_run(aside, facts=facts, metrics=metrics, training=training, oof=oof, videos=self.dataset.train)
 
 
 def facts_of(name: str, config: FinetuneConfig, start: Start, precision: str) -> dict[str, Any]:
