@@ -125,7 +125,7 @@ def _run(stage: Callable[[Console], Outcome], console: Console, *, json: bool) -
         outcome = Outcome([], error=error)
     except (KeyboardInterrupt, Terminated) as signalled:
         console.end()
-        console.error("stopped; whatever was finished is kept: run the same command again to go on")
+        console.error("stopped; what was there before, and whatever was finished, is kept: run the same command again")
         return SIGINT_EXIT if isinstance(signalled, KeyboardInterrupt) else SIGTERM_EXIT
     try:
         _report(outcome, console, json=json)

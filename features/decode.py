@@ -111,7 +111,11 @@ def decode_bytes(data: bytes | Status) -> Decoded:
 
 def source_digest(source: Path | Status) -> bytes:
     """What decoding a source gives as `source_sha256`, without decoding it."""
-    data = read_source(source)
+    return digest_of(read_source(source))
+
+
+def digest_of(data: bytes | Status) -> bytes:
+    """The same of what was read."""
     return NO_SOURCE if isinstance(data, Status) else hashlib.sha256(data).digest()[:16]
 
 

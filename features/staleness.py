@@ -7,16 +7,18 @@ that the dataset gives, nothing of the shards needs to be looked at.
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int64
 
 from features.csv_rows import shown
-from features.decode import source_digest
+from features.decode import NO_SOURCE, digest_of, read_source
 from features.kinds import IMAGE
 from features.plan import CachePlan, PlannedShard, shard_key, shard_ranges
 from features.progress import Progress
 from features.shards import ShardFacts
+from features.status import Status
 from features.store import READ_THREADS
 from features.survey import Place, stamps_of
 from features.videos import VideoTable
@@ -59,6 +61,8 @@ class Staleness:
         Rows of the dataset that the cache lacks; of the cache that the dataset lacks; of both, in another place.
     texts, thumbnails
         Rows whose text, or the bytes of whose thumbnail, are not what the vectors were made from.
+    unreadable
+        Rows whose thumbnail is there but cannot be read now, so whether it has changed cannot be told.
     touched
         Rows of shards in which some thumbnail has another size or time than when the vectors were made: at least one
         file was written since, though maybe with the same content. Counted unless contents are compared.
@@ -71,6 +75,7 @@ class Staleness:
     moved: Some = field(default_factory=Some)
     texts: Some = field(default_factory=Some)
     thumbnails: Some = field(default_factory=Some)
+    unreadable: Some = field(default_factory=Some)
     touched: Some = field(default_factory=Some)
     unknown: int = 0
 
@@ -92,6 +97,13 @@ class Staleness:
         }
         parts: dict[str, Some] = {name: getattr(self, name) for name in words}
         return [f"{part.rows} {words[name]} ({part.told})" for name, part in parts.items() if part.count]
+
+    @property
+    def unreadable_told(self) -> str:
+        """Thumbnails that cannot be read, in words; empty if all can."""
+        if not self.unreadable.count:
+            return ""
+        return f"{self.unreadable.rows} whose thumbnail cannot be read any more ({self.unreadable.told})"
 
     @property
     def is_fresh(self) -> bool:
@@ -203,10 +215,14 @@ class _Comparison:
         if found is None:
             return
         there = np.flatnonzero(rows >= 0)
-        now = pool.map(source_digest, map(self._table.thumbnail, rows[there].tolist()))
+        now = pool.map(_digest_now, map(self._table.thumbnail, rows[there].tolist()))
         was = map(bytes, found.source_digest[there])
-        changed = [digest != earlier for digest, earlier in zip(now, was, strict=True)]
+        changed, unreadable = [], []
+        for digest, earlier in zip(now, was, strict=True):
+            unreadable.append(digest is None and earlier != NO_SOURCE)
+            changed.append(digest is not None and digest != earlier)
         self._found.thumbnails.add(self._ids(rows[there[changed]]))
+        self._found.unreadable.add(self._ids(rows[there[unreadable]]))
 
     def _pair(self, shard: PlannedShard) -> tuple[ShardFacts, Rows] | tuple[None, Rows]:
         """A shard as it was found and its rows in the table; None for one that says nothing of these rows."""
@@ -217,3 +233,10 @@ class _Comparison:
 
     def _ids(self, rows: Rows) -> list[str]:
         return [self._table.ids[row] for row in rows.tolist()]
+
+
+def _digest_now(thumbnail: Path | Status) -> bytes | None:
+    """What a vector of the file would be made from; None where there is a file that cannot be read."""
+    data = read_source(thumbnail)
+    is_kept_from_us = data == Status.UNREADABLE and isinstance(thumbnail, Path) and thumbnail.is_file()
+    return None if is_kept_from_us else digest_of(data)

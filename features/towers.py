@@ -1,6 +1,7 @@
 """What every family of encoders needs: weights read safely, put on a device, and fed with pixels and tokens."""
 
 import logging
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int64, Real
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
+from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 from features.encoders import EncoderConfig
@@ -118,7 +120,12 @@ def normalised(
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep transformers from printing a table of the weights that the other tower owns; then leave it as it was."""
+    """Keep transformers from printing a table of the weights that the other tower owns; then leave it as it was.
+
+    A lock of threads is enough for its bars. Left alone, tqdm makes one of processes, and where such a process is
+    killed, Python complains of a leaked semaphore in the end.
+    """
+    tqdm.set_lock(threading.RLock())
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity(logging.ERROR)
     hook = transformers_logging.set_tqdm_hook(lambda bar, args, options: bar(*args, **{**options, "disable": True}))

@@ -129,6 +129,8 @@ class _Verification:
         found = compare(self._plan, self._good, table, self._progress, contents=sources)
         for what in found.told:
             yield Fault(self._folder, what, self._extract)
+        if found.unreadable_told:
+            yield Fault(self._folder, found.unreadable_told, "make the files readable")
 
 
 def _identity_fault(shard: Shard, plan: CachePlan, planned: PlannedShard) -> str:

@@ -19,8 +19,10 @@ from features.status import Status
 from pipeline.candidates import Candidate
 from pipeline.config import PredictConfig
 from pipeline.outcome import Outcome
+from pipeline.outputs import check_output
 from pipeline.prediction import OK, Prediction
 from pipeline.predictor import Predictor
+from pipeline.workspace import Workspace
 
 COLUMNS = ("image", "title", "description", "date", "year", "channel")
 NOTHING_GIVEN = "nothing_given"
@@ -51,8 +53,13 @@ def predict_table(config: PredictConfig, path: Path, predictor: Predictor, progr
     ------
     DataError
         The file cannot be read as a table, or has neither an image nor a title column.
+    UsageError
+        The results would overwrite one of its images.
     """
     rows = list(_rows(config, path))
+    if config.out is not None and config.out.exists():
+        images = (image for row in rows if isinstance(image := row.candidate.image, Path))
+        check_output(config.out, config, Workspace(config.work), images)
     header = ["line", "image", "title", "status", "views", "low_50", "high_50", "low_90", "high_90"]
     header += ["percentile", "percentile_in_channel", *(f"factor_{name}" for name in predictor.run.modalities)]
     results: list[list[object]] = []

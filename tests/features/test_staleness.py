@@ -7,9 +7,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from features import staleness as staleness_module
 from features.inspection import inspect
 from features.progress import Silent
 from features.staleness import compare
+from features.status import Status
 
 
 @pytest.fixture
@@ -147,6 +149,18 @@ def test_any_edit_of_the_table_is_counted_as_a_slow_comparison_counts_it(whole, 
     assert found["moved"] == sum(id_ in known and before.index(known[id_]) != at for at, id_ in enumerate(ids))
     assert found["texts"] == sum(row[0] in known and known[row[0]][1] != row[1] for row in rows)
     assert found["unknown"] == 0
+
+
+def test_a_thumbnail_that_cannot_be_read_any_more_may_be_as_it_was(whole, monkeypatch):
+    """As one whose permissions were taken away; the cache was made when it could be read."""
+    unreadable = whole.table().thumbnail(9)
+    real = staleness_module.read_source
+    monkeypatch.setattr(
+        staleness_module, "read_source", lambda source: Status.UNREADABLE if source == unreadable else real(source)
+    )
+    found = staleness(whole, contents=True)
+    assert (found.counts["thumbnails"], found.counts["unreadable"], found.told) == (0, 1, [])
+    assert found.unreadable_told == "1 row whose thumbnail cannot be read any more ('id-009')"
 
 
 def test_a_dataset_without_its_thumbnails_is_told(whole):

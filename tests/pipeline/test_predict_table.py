@@ -155,6 +155,15 @@ def test_the_results_go_to_a_file_whole_and_to_json_as_numbers(job):
     assert [type(row["views"]) for row in facts["results"]] == [float, type(None)]
 
 
+@pytest.mark.parametrize("out", ["new/deeper/a.jpg", "new/deeper/../deeper/a.jpg"])
+def test_the_results_never_overwrite_a_picture_that_the_table_names(job, out):
+    write([["deeper/a.jpg", "a title", "", "", ""]])
+    before = Path("new/deeper/a.jpg").read_bytes()
+    result = vp("predict", "--csv", "new/c.csv", "--out", out)
+    assert (result.exit_code, "which is read" in result.stderr) == (2, True)
+    assert Path("new/deeper/a.jpg").read_bytes() == before
+
+
 def test_a_full_disk_leaves_the_old_results(job, monkeypatch):
     class Full(durable.DiskCalls):
         def write(self, descriptor, data):
