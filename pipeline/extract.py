@@ -83,7 +83,7 @@ def extract(config: ExtractConfig, progress: Progress) -> Outcome:
     seconds = time.monotonic() - start
     for videos in dataset.tables:
         tell_bad_rows(videos, summaries[videos.split], progress)
-    return outcome(config, encoder.tag, summaries, chosen, seconds)
+    return outcome(config, encoder.tag, dataset.tables, summaries, chosen=chosen, seconds=seconds)
 
 
 def _devices(config: ExtractConfig) -> list[str]:

@@ -22,18 +22,33 @@ def tell_bad_rows(videos: VideoTable, summary: CacheSummary, progress: Progress)
     """Name the first rows that have no usable thumbnail or text, and count the rest."""
     if not summary.bad_rows:
         return
-    counts = Counter(bad.status for bad in summary.bad_rows)
+    counts = Counter(row.status for row in summary.bad_rows)
     told = ", ".join(f"{count} {status}" for status, count in counts.most_common())
     progress.warn(
         f"{videos.split}: {len(summary.bad_rows)} of {summary.rows} rows have a bad thumbnail or text ({told})"
     )
-    for bad in summary.bad_rows[:BAD_ROWS_SHOWN]:
-        line = int(videos.line[bad.row])
-        progress.note(f"  {videos.path.name} line {line}: id {videos.ids[bad.row]}, {bad.kind} {bad.status}")
+    bad_rows = _bad_rows(videos, summary)
+    for bad in bad_rows[:BAD_ROWS_SHOWN]:
+        progress.note(f"  {videos.path.name} line {bad['line']}: id {bad['id']}, {bad['kind']} {bad['status']}")
+    if len(bad_rows) > BAD_ROWS_SHOWN:
+        progress.note(f"  and {len(bad_rows) - BAD_ROWS_SHOWN} more: the same command with --json names them all")
+
+
+def _bad_rows(videos: VideoTable, summary: CacheSummary) -> list[dict[str, Any]]:
+    return [
+        {"line": int(videos.line[bad.row]), "id": videos.ids[bad.row], "kind": bad.kind, "status": bad.status}
+        for bad in summary.bad_rows
+    ]
 
 
 def outcome(
-    config: ExtractConfig, tag: str, summaries: Mapping[str, CacheSummary], chosen: ChosenPart, seconds: float
+    config: ExtractConfig,
+    tag: str,
+    tables: Sequence[VideoTable],
+    summaries: Mapping[str, CacheSummary],
+    *,
+    chosen: ChosenPart,
+    seconds: float,
 ) -> Outcome:
     """Sum up the caches of all splits; too many bad rows are an error, although everything is kept."""
     every = list(summaries.values())
@@ -50,7 +65,10 @@ def outcome(
         "shards_missing": missing,
         "part": f"{chosen.part.number}/{chosen.part.of}",
         "seconds": round(seconds, 3),
-        "splits": {split: _facts(summary) for split, summary in summaries.items()},
+        "splits": {
+            videos.split: _facts(summaries[videos.split]) | {"bad_rows": _bad_rows(videos, summaries[videos.split])}
+            for videos in tables
+        },
     }
     error = None
     made = sum(_rows_made(summary) for summary in every)
@@ -59,7 +77,7 @@ def outcome(
             f"{bad} of {made} rows have a bad thumbnail or text, more than --max-bad {config.max_bad:g} allows. "
             "All vectors are kept: mend the files and run the same command again, or raise --max-bad"
         )
-    speed = f", {rate:.1f} videos/s" if rate else ""
+    speed = f" ({rate:.1f}/s once the encoder was loaded)" if rate else ""
     lines = [*table(_counts(summaries)), *_waited(summaries)]
     lines.append(f"{tag}: {rows} videos in {seconds:.1f} s{speed} -> {config.work / 'embeddings' / tag}")
     if missing:

@@ -469,10 +469,16 @@ def test_a_mistake_is_one_message_and_its_exit_code(job, arguments, code, said):
 
 @pytest.mark.usefixtures("in_this_process")
 def test_too_many_bad_rows_fail_after_everything_is_kept(job):
-    for path in list(Path("dataset/train_val").iterdir())[:4]:
+    gone = sorted(Path("dataset/train_val").iterdir())[:7]
+    for path in gone:
         path.unlink()
     result = vp("extract", "--model", "tiny", "--json")
     assert (result.exit_code, last_json(result)["exit_code"]) == (4, 4)
+    assert "and 2 more: the same command with --json names them all" in result.stderr
+    told = last_json(result)["splits"]["train_val"]["bad_rows"]
+    assert {(row["id"], row["kind"], row["status"]) for row in told} == {(p.stem, "image", "missing") for p in gone}
+    lines = Path("dataset/train_val.csv").read_text(encoding="utf-8").split("\n")
+    assert all(f",{row['id']}," in lines[row["line"] - 1] for row in told)
     assert vp("extract", "--model", "tiny", "--max-bad", "0.5").exit_code == 0
     assert vp("train-heads", *QUICK).exit_code == 0
 

@@ -28,7 +28,8 @@ def summary(rows, made, bad):
 @pytest.mark.parametrize(("made", "bad", "too_many"), [(100, 2, True), (100, 1, False), (1000, 10, False)])
 def test_the_bad_rows_of_a_part_are_measured_against_the_rows_of_its_shards(made, bad, too_many):
     part = ChosenPart(Part(1, 1000 // made), "part 1")
-    found = outcome(ExtractConfig(max_bad=0.01), "tiny", {"train_val": summary(1000, made, bad)}, part, 1.0)
+    summaries = {"train_val": summary(1000, made, bad)}
+    found = outcome(ExtractConfig(max_bad=0.01), "tiny", [], summaries, chosen=part, seconds=1.0)
     assert (found.error is not None) is too_many
     if found.error is not None:
         assert str(found.error).startswith(f"{bad} of {made} rows have a bad thumbnail or text")
