@@ -8,6 +8,9 @@ from typing import Annotated, Literal, TypeVar
 
 Config = TypeVar("Config", bound="HeadsConfig")
 
+MAX_SEED = 2**32 - 1
+"""The largest seed that numpy and scikit-learn take."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class HeadsConfig:
@@ -32,6 +35,7 @@ class HeadsConfig:
     joint: Annotated[bool, "hybrid: also a network across the modalities; the head is then not additive"] = False
 
     def __post_init__(self) -> None:
+        last = self.seed + self.seeds - 1
         rules = {
             f"--folds must be at least 2, not {self.folds}": self.folds >= 2,
             f"--epochs must be at least 1, not {self.epochs}": self.epochs >= 1,
@@ -39,9 +43,12 @@ class HeadsConfig:
             f"--hidden-dim must be at least 2, not {self.hidden_dim}": self.hidden_dim >= 2,
             f"--dropout must be at least 0 and at most 0.99, not {self.dropout}": 0 <= self.dropout <= 0.99,
             f"--batch-size must be at least 1, not {self.batch_size}": self.batch_size >= 1,
-            f"--seed must not be negative, as {self.seed} is": self.seed >= 0,
+            f"--seed must lie between 0 and {MAX_SEED}, not at {self.seed}": 0 <= self.seed <= MAX_SEED,
             f"--weight-decay must not be negative, as {self.weight_decay} is": self.weight_decay >= 0,
             f"--seeds must be at least 1, not {self.seeds}": self.seeds >= 1,
+            f"--seed {self.seed} and --seeds {self.seeds} must end at {MAX_SEED} at most, not at {last}": (
+                self.seed > MAX_SEED or last <= MAX_SEED
+            ),
             f"--patience must not be negative, as {self.patience} is": self.patience >= 0,
             f"--joint belongs to --head hybrid, not to {self.head}": not self.joint or self.head == "hybrid",
         }

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from features.config import DatasetConfig
-from heads.config import HeadsConfig
+from heads.config import MAX_SEED, HeadsConfig
 
 REPEATABLE = "repeatable"
 POSITIONAL = "positional"
@@ -160,7 +160,8 @@ class FinetuneConfig(WorkConfig):
             "--lora takes a rank of at least 1, or 0 for none": self.lora >= 0,
             "--lora and --freeze-clip exclude each other": not (self.lora and self.freeze_clip),
             "--layer-decay must be above 0 and at most 1": 0 < self.layer_decay <= 1,
-            "--patience and --seed must not be negative": self.patience >= 0 and self.seed >= 0,
+            "--patience must not be negative": self.patience >= 0,
+            f"--seed must lie between 0 and {MAX_SEED}, not at {self.seed}": 0 <= self.seed <= MAX_SEED,
         }
         if broken := [rule for rule, holds in rules.items() if not holds]:
             raise ValueError("; ".join(broken))
@@ -226,7 +227,9 @@ class PredictConfig(WorkConfig):
     image: Annotated[tuple[str, ...], "thumbnail to score, with every --title; may be repeated", REPEATABLE] = ()
     title: Annotated[tuple[str, ...], "title to score; may be repeated", REPEATABLE] = ()
     description: Annotated[str, "description, the same for all"] = ""
-    date: Annotated[Day | None, "day of publication (default: age 0 at the run's reference date)"] = None
+    date: Annotated[
+        Day | None, "day of publication, at most a year ahead (default: age 0 at the run's reference date)"
+    ] = None
     year: Annotated[int | None, "year of publication, where the day is not known"] = None
     channel: Annotated[str, "channel, as the dataset names it; adds the percentile among its training videos"] = ""
     csv: Annotated[

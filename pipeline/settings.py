@@ -195,6 +195,8 @@ def _plain(value: Any) -> Any:
 def _from_file(path: Path, section: str, options: Mapping[str, Option]) -> dict[str, Any]:
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{path} does not exist: --config names a file of options in TOML") from None
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not readable as TOML: {error}") from error
     tables = {key: value for key, value in document.items() if isinstance(value, dict) and key != "columns"}

@@ -275,14 +275,16 @@ def test_a_file_that_is_named_takes_the_place_of_vp_toml(vp_toml):
     assert loaded("extract", file=Path("other.toml")) == ExtractConfig(work=Path("from other.toml"))
 
 
-@pytest.mark.parametrize(
-    "content", [None, b"work = ", b"work = 1\nwork = 2\n", b"work = '\xff'\n", b"gpus = " + b"[" * 5000]
-)
+@pytest.mark.parametrize("content", [b"work = ", b"work = 1\nwork = 2\n", b"work = '\xff'\n", b"gpus = " + b"[" * 5000])
 def test_a_file_that_cannot_be_read_is_named(vp_toml, content):
-    if content is not None:
-        Path("my.toml").write_bytes(content)
+    Path("my.toml").write_bytes(content)
     with pytest.raises(UsageError, match=r"^my\.toml is not readable as TOML: "):
         loaded("extract", file=Path("my.toml"))
+
+
+def test_a_file_that_is_not_there_is_told_to_be_missing(vp_toml):
+    with pytest.raises(UsageError, match=r"^nope\.toml does not exist: --config names a file of options in TOML$"):
+        loaded("extract", file=Path("nope.toml"))
 
 
 SOUND = b"""data = "videos"
@@ -310,6 +312,14 @@ def test_any_change_of_the_file_gives_a_configuration_or_a_usage_error(vp_toml, 
     except UsageError as error:
         said = str(error)
     assert len(said) < 1000
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+@pytest.mark.parametrize("command", ["train-heads", "finetune"])
+def test_a_seed_that_no_generator_takes_is_a_usage_error(vp_toml, command, seed):
+    with pytest.raises(UsageError, match=f"^--seed must lie between 0 and 4294967295, not at {seed}$"):
+        loaded(command, {"seed": str(seed)})
+    assert loaded(command, {"seed": "4294967295"}).seed == 2**32 - 1
 
 
 def test_values_that_do_not_fit_together_are_a_usage_error(vp_toml):
@@ -401,7 +411,7 @@ CONFIGS = {
         }
     ),
     TrainHeadsConfig: st.fixed_dictionaries(
-        {"model": TEXT_TUPLES, "reference_date": st.none() | st.dates(), "seed": st.integers(0)}
+        {"model": TEXT_TUPLES, "reference_date": st.none() | st.dates(), "seed": st.integers(0, 2**32 - 1)}
     ),
     SubmitConfig: st.fixed_dictionaries(
         {"run": TEXT_TUPLES, "sample": st.none() | RELATIVE, "method": st.sampled_from(["mean", "median"])}
