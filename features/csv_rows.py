@@ -31,11 +31,12 @@ _BOMS = {
     "utf-32-be": codecs.BOM_UTF32_BE,
 }
 _STATEFUL = ("iso2022", "utf-7", "hz")  # what a byte means depends on all bytes before it
+_BARE_RETURN = "new-line character"
 _CSV_FAULTS = {  # what the csv module says: what a reader of the message can act on
     "unexpected end of data": "a quote is opened in this row and never closed",
     "field larger than": f"a field longer than {FIELD_LIMIT:,} characters, probably a quote that is never closed",
     "expected after": "text follows a closing quote; a quote inside quotes is written twice",
-    "new-line character": "a carriage return stands outside quotes; lines must end in \\n or \\r\\n",
+    _BARE_RETURN: "a carriage return stands outside quotes; lines must end in LF or CRLF (\\n or \\r\\n)",
 }
 
 
@@ -119,7 +120,7 @@ class CsvFile:
         return file
 
 
-def open_csv(path: Path, *, sep: str = ",", encoding: str = "utf-8") -> CsvFile:
+def open_csv(path: Path, *, sep: str = ",", encoding: str = "utf-8", named_by: str = "") -> CsvFile:
     r"""Look at a CSV file: its encoding, byte order and header.
 
     Parameters
@@ -131,6 +132,8 @@ def open_csv(path: Path, *, sep: str = ",", encoding: str = "utf-8") -> CsvFile:
     encoding
         Any encoding in which lines can be told apart without what precedes them: utf-8, utf-16, utf-32 (all with
         or without a byte order mark), latin-1, cp1252, gb18030, ...
+    named_by
+        What to say of a path that does not exist: which option it comes from.
 
     Raises
     ------
@@ -140,7 +143,7 @@ def open_csv(path: Path, *, sep: str = ",", encoding: str = "utf-8") -> CsvFile:
         `sep` or `encoding` means nothing.
     """
     sep = _delimiter(sep)
-    with _open(path) as file:
+    with _open(path, named_by) as file:
         beginning = file.peek(4)[:4]
         codec = _line_codec(encoding, beginning, path)
         bom = _BOMS.get(codec, b"")
@@ -188,7 +191,8 @@ def _parse(file: BufferedReader, path: Path, sep: str, encoding: str) -> Iterato
         raise DataError(_undecodable(error, path, reader.line_num + 1, file.tell())) from None
     except csv.Error as error:
         reason = next((reason for fault, reason in _CSV_FAULTS.items() if fault in str(error)), str(error))
-        hint = _header_hint(file, start, sep, encoding) if line == 1 else ""
+        is_header = line == 1 and _BARE_RETURN not in str(error)  # else line 1 may be the whole file
+        hint = _header_hint(file, start, sep, encoding) if is_header else ""
         raise DataError(f"{path}, line {line}: {'; '.join(filter(None, (reason, hint)))}") from None
 
 
@@ -258,12 +262,12 @@ def _line_codec(encoding: str, beginning: bytes, path: Path) -> str:
     raise DataError(f"{path} cannot be read by lines in the encoding {encoding!r}: convert it to utf-8")
 
 
-def _open(path: Path) -> BufferedReader:
+def _open(path: Path, named_by: str = "") -> BufferedReader:
     try:
         regular = stat.S_ISREG(path.stat().st_mode)  # before opening: a FIFO would wait for a writer
         file = path.open("rb") if regular else None
     except FileNotFoundError:
-        raise DataError(f"{path} does not exist: --data names the folder that holds it") from None
+        raise DataError(": ".join(filter(None, (f"{path} does not exist", named_by)))) from None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None
     if file is None:

@@ -15,7 +15,7 @@ NOT_A_TIME = int(np.iinfo(np.int64).min)  # how datetime64 spells NaT
 SECONDS_PER_YEAR = 31_556_952  # 365.2425 days, the mean year of the Gregorian calendar
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_SECOND = timedelta(seconds=1)
+_SECOND, _DAY = timedelta(seconds=1), timedelta(days=1)
 _YEAR = re.compile(r"(\d{1,9})(?:\.0*)?", re.ASCII)  # tables that passed through floats hold 2021.0
 
 
@@ -90,6 +90,26 @@ class DateReader:
             return 0, "bad_date"
         year = int(match[1])
         return (year, "") if FIRST_YEAR <= year <= self.today.year else (0, "date_out_of_range")
+
+    def accepted(self, fault: str) -> str:
+        """What a cell with this fault should hold.
+
+        >>> DateReader(date(2025, 6, 1)).accepted("date_out_of_range")
+        'dates lie between 1990-01-01 and 2025-06-02'
+        """
+        if fault == "bad_date":
+            return "dates are ISO 8601, such as 2020-12-31, and years whole numbers, such as 2020"
+        return f"dates lie between {self.first_day} and {self.last_day}"
+
+    @property
+    def first_day(self) -> date:
+        """The first day that is believed."""
+        return date(FIRST_YEAR, 1, 1)
+
+    @property
+    def last_day(self) -> date:
+        """The last day that is believed."""
+        return min(self.today, date.max - _DAY) + _DAY
 
     @cached_property
     def _first_second(self) -> int:

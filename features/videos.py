@@ -29,6 +29,7 @@ from features.texts import without_surrogates
 TRAIN = "train_val"  # the split that has views
 COLUMNS = ("id", "channel", "title", "description", "date", "year", "views", "thumbnail")
 THUMBNAIL_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif")
+_NAME_ENDS = (*THUMBNAIL_EXTENSIONS, *map(str.upper, THUMBNAIL_EXTENSIONS))
 LISTED = 5  # lines named in one message
 DIGEST_BYTES = 16
 MAX_ID_CHARACTERS = 10_000  # a longer one is a quote that was closed too late
@@ -81,6 +82,7 @@ class VideoTable:
     text_parts: tuple[str, ...]  # of title and description: what some video has
     thumbnails: Path | None  # the folder that thumbnails are named in, None if there is none
     counts: Mapping[str, int]  # how many cells or rows were repaired, not believed or dropped, by kind
+    first_of: Mapping[str, str]  # of some of these kinds, the first such cell and what it should be
     csv: CsvFile
     columns: Mapping[str, int]  # our name of a column -> its index in the CSV
     row_bytes: Int64[np.ndarray, "video 2"]  # where each row begins and ends in the CSV
@@ -119,10 +121,10 @@ class VideoTable:
     def thumbnail(self, row: int) -> Path | Status:
         """The thumbnail of one video, or why there is none that may be opened: MISSING, BAD_ID, OUTSIDE_ROOT, ...
 
-        It is `<id>.jpg` (else .jpeg, .png, .webp, .gif) in the folder of the split, or what a mapped `thumbnail`
-        column names relative to that folder. An id that is no plain file name never becomes part of a path, and
-        nothing outside the folder of the CSV is named, not even through links; only the folder of the split itself may
-        be a link to another place.
+        It is `<id>.jpg` (else .jpeg, .png, .webp, .gif, and then the same in capitals) in the folder of the split, or
+        what a mapped `thumbnail` column names relative to that folder. An id that is no plain file name never becomes
+        part of a path, and nothing outside the folder of the CSV is named, not even through links; only the folder of
+        the split itself may be a link to another place.
         """
         if self.thumbnails is None:
             return Status.MISSING
@@ -131,7 +133,7 @@ class VideoTable:
             return self._checked(self.thumbnails / name) if name else Status.MISSING
         if not _SAFE_ID.fullmatch(self.ids[row]):
             return Status.BAD_ID
-        looked_up = (self._looked_up(self.thumbnails / f"{self.ids[row]}{end}") for end in THUMBNAIL_EXTENSIONS)
+        looked_up = (self._looked_up(self.thumbnails / f"{self.ids[row]}{end}") for end in _NAME_ENDS)
         return next((found for found in looked_up if found is not Status.MISSING), Status.MISSING)
 
     def ages_years(self, reference: np.datetime64) -> Float64[np.ndarray, " video"]:
@@ -199,7 +201,8 @@ def read_videos(
     UsageError
         The configuration names an encoding, a delimiter or one of our columns that there is not.
     """
-    csv = open_csv(_csv_path(config, split), sep=config.sep, encoding=config.encoding)
+    path, named_by = _csv_path(config, split), "--data names the folder that holds it"
+    csv = open_csv(path, sep=config.sep, encoding=config.encoding, named_by=named_by)
     columns = _find_columns(csv, config.columns, needs_views=split == TRAIN)
     lowest = 0.0 if target_must_be_non_negative else -math.inf
     rows = _Rows(csv, columns, config, DateReader(today or today_utc()), lowest)
@@ -283,6 +286,7 @@ class _Rows:
         self.text_parts: set[str] = set()
         self.bad_labels: list[str] = []
         self.counts: Counter[str] = Counter()
+        self.first_of: dict[str, str] = {}
 
     def add(self, row: CsvRow) -> None:
         video_id = self._id(row)
@@ -297,7 +301,7 @@ class _Rows:
         self.line.append(row.line)
         self.row_bytes.extend((row.start, row.end))
         self._add_text(_text(row.fields, self.columns))
-        self._add_date(row.fields)
+        self._add_date(row)
         self._add_names(row.fields)
 
     def table(self, split: str) -> VideoTable:
@@ -320,6 +324,7 @@ class _Rows:
             text_parts=tuple(part for part in VideoText._fields if part in self.text_parts),
             thumbnails=folder if has_names or folder.is_dir() else None,
             counts=dict(self.counts),
+            first_of=self.first_of,
             csv=self.csv,
             columns=self.columns,
             row_bytes=np.array(self.row_bytes, np.int64).reshape(-1, 2),
@@ -389,12 +394,18 @@ class _Rows:
             if _has_surrogates(part):
                 self.counts["surrogates_replaced"] += 1
 
-    def _add_date(self, fields: list[str]) -> None:
-        found = self.dates.read(_cell(fields, self.columns.get("date")), _cell(fields, self.columns.get("year")))
+    def _add_date(self, row: CsvRow) -> None:
+        date_text, year_text = (_cell(row.fields, self.columns.get(name)) for name in ("date", "year"))
+        found = self.dates.read(date_text, year_text)
         self.second.append(found.second)
         self.year.append(found.year)
-        if found.fault:
-            self.counts[found.fault] += 1
+        if not found.fault:
+            return
+        self.counts[found.fault] += 1
+        if found.fault not in self.first_of:
+            first = f"line {row.line}, {shown(date_text.strip() or year_text.strip())}"
+            accepted = self.dates.accepted(found.fault)
+            self.first_of[found.fault] = f"(first: {first}); {accepted}; these count as unknown"
 
     def _add_names(self, fields: list[str]) -> None:
         channel = _cell(fields, self.columns.get("channel")).strip()

@@ -77,4 +77,5 @@ def require_test(dataset: Dataset, config: DatasetConfig) -> VideoTable:
 def _tell_counts(table: VideoTable, progress: Progress) -> None:
     for what, count in table.counts.items():
         if count:
-            progress.warn(f"{table.path}: {what.replace('_', ' ')}: {count}")
+            first = f" {table.first_of[what]}" if what in table.first_of else ""
+            progress.warn(f"{table.path}: {what.replace('_', ' ')}: {count}{first}")

@@ -56,7 +56,7 @@ def read_folds(path: Path, ids: Sequence[str]) -> Int32[np.ndarray, " video"]:
     DataError
         The file is not such a table, names an id twice, or lacks a video.
     """
-    csv = open_csv(path)
+    csv = open_csv(path, named_by="--fold-file names it, relative to the current folder")
     id_at, fold_at = csv.position("id"), csv.position("fold")
     if id_at is None or fold_at is None:
         raise DataError(f"{path} must have the columns 'id' and 'fold', however its columns are: {csv.names}")

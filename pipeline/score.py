@@ -47,7 +47,8 @@ def score(config: ScoreConfig, progress: Progress) -> Outcome:
 
 def _read(path: Path, *, is_submission: bool) -> pd.Series:
     """Ids exactly as they are written, and their views: the two columns of a submission, or those of these names."""
-    csv = open_csv(path)
+    option = "--submission" if is_submission else "--truth"
+    csv = open_csv(path, named_by=f"{option} names it, relative to the current folder")
     names = [name.lower() for name in csv.header]
     if is_submission and len(names) == len(HEADER) and "id" not in names[1:]:
         id_at, views_at = 0, 1

@@ -182,9 +182,16 @@ def test_an_empty_file_is_refused(tmp_path, text):
         open_csv(content(tmp_path / "t.csv", text))
 
 
-def test_a_missing_file_names_the_option_of_its_folder(tmp_path):
-    with pytest.raises(DataError, match=r"none\.csv does not exist: --data"):
-        open_csv(tmp_path / "none.csv")
+@pytest.mark.parametrize(("named_by", "said"), [("", "exist"), ("--truth names it", "exist: --truth names it")])
+def test_a_missing_file_is_told_with_the_option_that_names_it(tmp_path, named_by, said):
+    with pytest.raises(DataError, match=rf"none\.csv does not {said}$"):
+        open_csv(tmp_path / "none.csv", named_by=named_by)
+
+
+@pytest.mark.parametrize("text", ["id,title\r1,a | b\r2,c; d\r", 'id,title\r1,"a | b"\r'])
+def test_line_ends_of_old_macs_are_named_and_no_delimiter_is_guessed(tmp_path, text):
+    with pytest.raises(DataError, match=r"line 1: .*lines must end in LF or CRLF \(.*\)$"):
+        open_csv(content(tmp_path / "t.csv", text))
 
 
 def test_only_a_regular_file_is_opened(tmp_path):

@@ -143,6 +143,18 @@ def test_dates_are_believed_repaired_or_counted(read):
     np.testing.assert_array_equal(ages, [0, 5, 4, 3, np.nan, np.nan, np.nan])
 
 
+def test_the_first_date_that_is_not_believed_is_kept_with_what_would_be(read):
+    cells = [f"{day}.12.2020," for day in range(10, 31)] + ["1900-01-01,2021", "2031-01-01,", "2020-12-31,"]
+    videos = read("id,title,views,date,year", *(f"v{row},t,1,{cell}" for row, cell in enumerate(cells)))
+    assert videos.first_of == {
+        "bad_date": "(first: line 2, '10.12.2020'); dates are ISO 8601, such as 2020-12-31, and years whole numbers, "
+        "such as 2020; these count as unknown",
+        "date_out_of_range": "(first: line 23, '1900-01-01'); dates lie between 1990-01-01 and 2025-06-02; these count "
+        "as unknown",
+    }
+    assert read("id,title,views,year", "a,t,1,twenty").first_of["bad_date"].startswith("(first: line 2, 'twenty');")
+
+
 def test_one_decimal_makes_the_views_floats(read):
     views = read(*labelled("0", "12.0", "3.5", "2e3")).views
     assert views is not None
@@ -299,6 +311,11 @@ def test_a_table_travels_to_another_process(read):
     assert pickle.loads(pickle.dumps(videos)).texts(0, 1) == [("t", "")]
 
 
+def test_a_table_that_is_not_there_names_the_option_of_its_folder(tmp_path):
+    with pytest.raises(DataError, match=r"test\.csv does not exist: --data names the folder that holds it$"):
+        read_videos(DatasetConfig(data=tmp_path), "test")
+
+
 def test_a_split_is_there_when_its_file_is(tmp_path):
     config = DatasetConfig(data=tmp_path)
     assert not has_split(config, "test")
@@ -335,6 +352,13 @@ def test_a_thumbnail_is_named_as_its_video_and_jpg_comes_first(read, tmp_path):
     found = [folder / name for name in ("a.jpg", "-b.webp", "c.jpeg", "d.gif")]
     assert [videos.thumbnail(row) for row in range(5)] == [*found, Status.MISSING]
     assert videos.thumbnails == folder
+
+
+def test_a_thumbnail_may_end_in_capitals_and_small_letters_come_first(read, tmp_path):
+    folder = drawn(tmp_path / "train_val", "a.JPG", "b.JPG", "b.gif", "c.PNG", "d.JPEG", "e.WEBP")
+    videos = with_ids(read, *"abcde")
+    found = [folder / name for name in ("a.JPG", "b.gif", "c.PNG", "d.JPEG", "e.WEBP")]
+    assert [videos.thumbnail(row) for row in range(5)] == found
 
 
 @pytest.mark.parametrize(

@@ -181,7 +181,7 @@ def test_a_table_of_other_columns_is_refused_with_their_names(videos, fold_file,
 
 
 def test_a_file_that_is_not_there_is_named(videos, tmp_path):
-    with pytest.raises(DataError, match=r"nowhere\.csv"):
+    with pytest.raises(DataError, match=r"nowhere\.csv does not exist: --fold-file names it, relative"):
         plan_from(tmp_path / "nowhere.csv", videos)
 
 

@@ -156,10 +156,10 @@ def test_the_truth_needs_its_column_of_views(files):
         scored()
 
 
-@pytest.mark.parametrize("name", ["s.csv", "t.csv"])
-def test_a_file_that_is_not_there_is_named(files, name):
+@pytest.mark.parametrize(("name", "option"), [("s.csv", "--submission"), ("t.csv", "--truth")])
+def test_a_file_that_is_not_there_is_named_with_its_option(files, name, option):
     Path(name).unlink()
-    with refused(f"^{name} does not exist"):
+    with refused(f"^{name} does not exist: {option} names it, relative to the current folder$"):
         scored()
 
 
