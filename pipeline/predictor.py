@@ -9,6 +9,7 @@ were calibrated on.
 
 from collections.abc import Sequence
 from datetime import date as Day  # noqa: N812 - `date` is the word of the option
+from datetime import timedelta
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from features.config import DatasetConfig
-from features.dates import FIRST_YEAR, Published, utc_second
+from features.dates import FIRST_YEAR, DateReader, Published, today_utc
 from features.errors import CacheError, DataError, UsageError
 from features.progress import Progress, Silent
 from features.status import Status
@@ -26,7 +27,7 @@ from heads.inputs import Inputs
 from heads.intervals import Band, Intervals
 from heads.members import FittedModel
 from heads.targets import Target
-from pipeline.candidates import UNDATED, Candidate, Seen, look_at
+from pipeline.candidates import Candidate, Seen, look_at
 from pipeline.inputs import AGE, Source
 from pipeline.members import models_of
 from pipeline.prediction import OK, Explained, Prediction
@@ -38,6 +39,8 @@ from pipeline.tuning.finetuned import towers_of
 from pipeline.workspace import Workspace
 
 LEVELS = (0.5, 0.9)
+AHEAD = timedelta(days=365)
+"""How far ahead a video may be planned."""
 
 
 class Predictor:
@@ -94,14 +97,15 @@ class Predictor:
         Raises
         ------
         UsageError
-            Neither image nor title, a title without a word, both date and year; or the encoder cannot be found.
+            Neither image nor title, a title without a word, both date and year, one that `dates` does not believe; or
+            the encoder cannot be found.
         DataError
             An image cannot be read.
         CacheError
             The encoder is not the one that the run was trained on.
         """
         _check_given(images, titles, date, year)
-        published = _published(date, year)
+        published = _published(date, year, self.dates)
         pairs = list(product(map(str, images) if images else [""], titles or [""]))
         candidates = [
             Candidate(
@@ -119,6 +123,12 @@ class Predictor:
             listed = ", ".join(f"{image} ({status.replace('_', ' ')})" for image, status in bad.items())
             raise DataError(f"an image must be a JPEG, PNG, WEBP or GIF file that can be read, however: {listed}")
         return sorted(predictions, key=lambda one: -one.log_views)
+
+    @cached_property
+    def dates(self) -> DateReader:
+        """Reads days of publication, to a year after today or after the reference date, whichever is later."""
+        known = [] if np.isnat(self.reference) else [self.reference.astype("datetime64[D]").item()]
+        return DateReader(min(max([today_utc(), *known]), Day.max - AHEAD) + AHEAD)
 
     def predict_each(self, candidates: Sequence[Candidate]) -> list[Prediction]:
         """Score candidates, in their order; a bad image is a status and no error."""
@@ -200,9 +210,13 @@ def _check_given(images: Sequence[str | Path], titles: Sequence[str], date: Day 
         raise UsageError("--date and --year exclude each other")
 
 
-def _published(date: Day | None, year: int | None) -> Published:
-    if date is not None:
-        return Published(utc_second(date.isoformat()), 0, "")
-    if year is not None and not FIRST_YEAR <= year <= Day.max.year:
-        raise UsageError(f"--year must be a year from {FIRST_YEAR} on, however: {year}")
-    return UNDATED if year is None else UNDATED._replace(year=year)
+def _published(date: Day | None, year: int | None, dates: DateReader) -> Published:
+    found = dates.read("" if date is None else date.isoformat(), "" if year is None else str(year))
+    if found.fault and date is not None:
+        raise UsageError(
+            f"--date must lie between {dates.first_day} and {dates.last_day}, a year ahead, however: {date}; leave it "
+            "out for age 0"
+        )
+    if found.fault:
+        raise UsageError(f"--year must be a year from {FIRST_YEAR} to {dates.today.year}, however: {year}")
+    return found

@@ -1,7 +1,7 @@
 """Predicting from Python, with runs that need no encoder: equal to a submission of the same videos, and honest."""
 
 import contextlib
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from features.config import DatasetConfig
-from features.dates import Published
+from features.dates import Published, today_utc
 from features.errors import CacheError, DataError, UsageError
 from features.videos import read_videos
 from heads.intervals import Intervals
@@ -85,6 +85,24 @@ def test_every_image_is_scored_with_every_title_the_highest_first(job):
     assert [one.views for one in found] == sorted((one.views for one in found), reverse=True)
 
 
+def test_a_video_may_be_planned_for_a_day_up_to_a_year_ahead(job):
+    predictor = Predictor.open(run="words")
+    ahead = predictor.dates.last_day
+    assert timedelta(365) <= ahead - today_utc() <= timedelta(367)
+    assert predictor.predict(titles=["x y"], date=ahead)
+    with pytest.raises(UsageError, match=f"--date must lie between 1990-01-01 and {ahead}, a year ahead, however: "):
+        predictor.predict(titles=["x y"], date=ahead + timedelta(1))
+
+
+@pytest.mark.parametrize(
+    ("reference", "last"), [("2900-01-01T00:00:00", "2901-01-02"), ("9999-12-31", "9999-12-31"), ("NaT", None)]
+)
+def test_a_year_ahead_is_a_year_after_a_reference_that_is_later_than_today(job, reference, last):
+    predictor = Predictor.open(run="words")
+    predictor.reference = np.datetime64(reference)
+    assert str(predictor.dates.last_day) == (last or str(today_utc() + timedelta(366)))
+
+
 def test_a_percentile_does_not_depend_on_the_age(job):
     predictor = Predictor.open(run="words")
     new, old = (predictor.predict(titles=["a giant cake"], year=year)[0] for year in (2025, 2016))
@@ -131,8 +149,11 @@ def test_a_date_and_its_year_differ_by_less_than_a_year(job):
         ({"images": ["dataset"]}, DataError, r"dataset \(unreadable\)"),
         ({"images": ["dataset/test.csv"]}, DataError, r"test\.csv \(unidentified\)"),
         ({"titles": ["x y"], "date": date(2020, 1, 1), "year": 2020}, UsageError, "exclude each other"),
-        ({"titles": ["x y"], "year": 10**12}, UsageError, "--year must be a year from 1990 on"),
-        ({"titles": ["x y"], "year": 0}, UsageError, "--year must be a year from 1990 on"),
+        ({"titles": ["x y"], "year": 10**12}, UsageError, "--year must be a year from 1990 to 20"),
+        ({"titles": ["x y"], "year": 0}, UsageError, "--year must be a year from 1990 to 20"),
+        ({"titles": ["x y"], "year": -2020}, UsageError, "--year must be a year from 1990 to 20"),
+        ({"titles": ["x y"], "date": date(1800, 1, 1)}, UsageError, "--date must lie between 1990-01-01 and 20"),
+        ({"titles": ["x y"], "date": date.max}, UsageError, "a year ahead, however: 9999-12-31"),
     ],
 )
 def test_a_mistake_is_told(job, given, error, said):
