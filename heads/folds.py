@@ -16,6 +16,9 @@ UNKNOWN_TIME = int(np.iinfo(np.int64).min)
 STRATA = 10
 """Most quantile bins of the target that a stratified plan spreads over its folds."""
 
+MOST_ADVISED = 100
+"""Most folds that are advised where those asked for cannot be made."""
+
 EXAMPLES = 5
 """Most groups of duplicates that are listed row by row."""
 
@@ -146,14 +149,14 @@ def group(groups: Sequence[str], ids: Sequence[str], n_folds: int, seed: int) ->
     _check_n_folds(n_folds, len(ids))
     keys = [f"group {name}" if name else f"video {video_id}" for name, video_id in zip(groups, ids, strict=True)]
     n_rows = Counter(keys)
-    fold_by_key = {key: _hashed(f"{seed} {key}") % n_folds for key in n_rows}
-    if empty := sorted(set(range(n_folds)) - set(fold_by_key.values())):
+    hash_of = {key: _hashed(f"{seed} {key}") for key in n_rows}
+    if empty := sorted(set(range(n_folds)) - {number % n_folds for number in hash_of.values()}):
         raise UnfitDataError(
             f"every fold must validate a group, but of {n_folds} folds these would be empty: {empty}; the videos form "
             f"{len(n_rows)} groups, the largest with {max(n_rows.values())} of {len(ids)} rows: "
-            "use fewer --folds, another --seed or --split kfold"
+            f"{_way_out([*hash_of.values()], n_folds)}"
         )
-    fold_of = np.array([fold_by_key[key] for key in keys], dtype=np.int32)
+    fold_of = np.array([hash_of[key] % n_folds for key in keys], dtype=np.int32)
     return FoldPlan(fold_of=fold_of, split="group", seed=seed)
 
 
@@ -237,6 +240,17 @@ def _fold_of(splits: Iterable[tuple[np.ndarray, np.ndarray]], n_videos: int) -> 
 
 def _hashed(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+
+
+def _way_out(hashes: Sequence[int], n_folds: int) -> str:
+    """What to do where `n_folds` leave one empty; the number of folds that is named fits this seed."""
+    fewer = range(min(n_folds - 1, len(hashes), MOST_ADVISED), 1, -1)
+    fitting = next((n for n in fewer if len({number % n for number in hashes}) == n), None)
+    too_many = n_folds > len(hashes)
+    ways = [f"--folds {fitting}"] if fitting else []
+    ways += ["--split kfold"] if too_many else ["another --seed", "--split kfold"]
+    limit = f"at most {len(hashes)} folds can hold one each; " if too_many else ""
+    return f"{limit}use {' or '.join(filter(None, (', '.join(ways[:-1]), ways[-1])))}"
 
 
 def _equal_blocks(n_rows: Int64[np.ndarray, " moment"], n_blocks: int) -> Int64[np.ndarray, " moment"]:

@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 from datetime import date
@@ -177,9 +178,33 @@ def test_a_video_without_a_group_is_not_in_the_group_that_its_id_names():
     assert (named != unnamed).any()
 
 
-def test_an_empty_fold_names_the_largest_group_and_the_way_out():
-    with pytest.raises(UnfitDataError, match=r"2 groups, the largest with 3 of 4 rows: use fewer --folds, another"):
+def test_more_folds_than_groups_name_the_largest_group_and_the_most_folds_and_no_other_seed():
+    with pytest.raises(UnfitDataError) as refused:
         folds.group(["a", "a", "a", ""], ids_of(4), n_folds=3, seed=0)
+    said = str(refused.value)
+    assert "2 groups, the largest with 3 of 4 rows: at most 2 folds can hold one each; use --" in said
+    assert "--seed" not in said
+
+
+@given(st.integers(1, 12), st.integers(2, 12), st.integers(0, 1000))
+@settings(max_examples=200, deadline=None)
+def test_the_number_of_folds_that_is_advised_is_the_largest_that_fits(n_groups, n_folds, seed):
+    ids = ids_of(12)
+    groups = [f"channel {row % n_groups}" for row in range(12)]
+
+    def refusal(wanted):
+        try:
+            folds.group(groups, ids, wanted, seed)
+        except UnfitDataError as error:
+            return str(error)
+        return ""
+
+    said = refusal(n_folds)
+    fitting = [n for n in range(2, n_folds) if not refusal(n)]
+    if said:
+        advised = re.search(r"use --folds (\d+)", said)
+        assert (advised and int(advised[1])) == (fitting[-1] if fitting else None)
+        assert ("--seed" in said, said.endswith("--split kfold")) == (n_groups >= n_folds, True)
 
 
 def test_a_plan_by_group_needs_one_id_per_video():
