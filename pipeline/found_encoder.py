@@ -7,7 +7,7 @@ from typing import NamedTuple, get_args, get_type_hints
 from features.encoders import TINY, EncoderConfig, resolve_encoder
 from features.errors import CacheError, UsageError
 from features.plan import MANIFEST, differences, digest, read_plan
-from features.short_names import SHORT_NAMES
+from features.short_names import SHORT_NAMES, short_name
 from pipeline.config import ExtractConfig
 from pipeline.dataset import TRAIN
 from pipeline.runs import Run
@@ -27,13 +27,19 @@ def find_encoder(workspace: Workspace, run: Run, tag: str, model: str | None) ->
     Raises
     ------
     UsageError
-        It was a local folder, or cannot be had.
+        It was a local folder, or cannot be had; `model` is the name of another encoder.
     CacheError
         Its files are not those that made the vectors.
     """
     plan = read_plan(workspace.cache(tag, TRAIN) / MANIFEST)
     made_with = None if plan is None else plan.environment
-    name = model or _source(tag, made_with)
+    source = _source(tag, made_with)
+    if model and source and _is_another(model, source):
+        raise UsageError(
+            f"run {run.name} reads the encoder {tag}, not {model}: --model says where the files of its own encoder "
+            "are, if they are not found by its name; leave it out"
+        )
+    name = model or source
     if name is None:
         raise UsageError(
             f"run {run.name} reads the encoder {tag}, which was extracted from a local folder: name that folder with "
@@ -67,3 +73,14 @@ def _source(tag: str, made_with: Mapping[str, str] | None) -> str | None:
     source = tag.replace("--", "/", 1) if made_with is None else made_with.get("source", "")
     name = tag if tag in (TINY, *SHORT_NAMES) else source
     return name if name in (TINY, *SHORT_NAMES) or "/" in name or (name and Path(name).is_dir()) else None
+
+
+def _is_another(model: str, source: str) -> bool:
+    """Whether two names mean different encoders; a folder, or a repository without a short name, may be a copy.
+
+    >>> _is_another("ViT-B-32", "tiny"), _is_another("ViT-B-32", "openai/clip-vit-base-patch32")
+    (True, False)
+    """
+    shorts = short_name(model), short_name(source)
+    meant = {SHORT_NAMES[short] if short else name for short, name in zip(shorts, (model, source), strict=True)}
+    return len(meant) > 1 and meant <= {TINY, *SHORT_NAMES.values()}

@@ -191,6 +191,32 @@ def test_an_encoder_is_found_where_its_cache_says_it_came_from(world, images, mo
     assert asked == [expected]
 
 
+@pytest.mark.parametrize(
+    ("tag", "model", "is_refused"),
+    [
+        ("tiny", "ViT-B-32", True),
+        ("tiny", "openai/clip-vit-base-patch32", True),
+        ("ViT-B-32", "tiny", True),
+        ("ViT-B-32", "vit-l/14", True),
+        ("ViT-B-32", "openai/clip-vit-base-patch32", False),
+        ("openai--clip-vit-base-patch32", "ViT-B-32", False),
+        ("ViT-B-32", "./a-copy", False),
+        ("ViT-B-32", "someone/a-copy", False),
+        ("a-folder", "ViT-B-32", False),
+    ],
+)
+def test_the_name_of_another_encoder_is_refused_before_it_is_looked_for(world, images, tag, model, is_refused):
+    make, asked, _ = world
+    encoders = make(models=(model,), tags=(tag,))
+    if not is_refused:
+        encoders.images(tag, images)
+        assert asked == [(model, None)]
+        return
+    with pytest.raises(UsageError, match=f"reads the encoder {tag}, not {model}: --model says where the files of its "):
+        encoders.images(tag, images)
+    assert not asked
+
+
 def test_a_local_folder_must_be_named(world, images, monkeypatch):
     plan = type("Plan", (), {"environment": {"source": "my-clip", "revision": ""}})
     monkeypatch.setattr(found_encoder, "read_plan", lambda _: plan)
