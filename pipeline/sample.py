@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float64
 
+from features.csv_rows import shown
 from features.errors import CacheError, DataError
 from features.progress import Progress
 from features.videos import VideoTable
@@ -50,11 +51,15 @@ def submission_shape(sample: Path | None, videos: VideoTable, progress: Progress
     if sample is None:
         return SubmissionShape(HEADER, range(len(videos)), videos.path.name)
     try:
-        rows = list(csv.reader(io.StringIO(sample.read_text(encoding="utf-8-sig")), strict=True))
+        text = sample.read_text(encoding="utf-8-sig")
+        rows = list(csv.reader(io.StringIO(text), strict=True))
+    except FileNotFoundError:
+        raise DataError(f"--sample {sample} does not exist") from None
     except (OSError, UnicodeError, csv.Error) as error:
         raise DataError(f"--sample {sample} is not readable as CSV ({error})") from error
     if not rows or len(rows[0]) != len(HEADER):
-        raise DataError(f"--sample {sample} must have two columns, id and views; its first line is {rows[:1]}")
+        first = shown(text.partition("\n")[0])
+        raise DataError(f"--sample {sample} must have two columns, id and views; its first line is {first}")
     header, ids = (rows[0][0], rows[0][1]), [row[0] for row in rows[1:] if row]
     row_of = {id_: row for row, id_ in enumerate(videos.ids)}
     if len(ids) == len(row_of) and set(ids) == set(row_of):

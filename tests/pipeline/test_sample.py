@@ -60,6 +60,16 @@ def test_a_sample_that_is_none_is_refused(tmp_path, videos, text):
         shape(tmp_path, videos, text)
 
 
+def test_the_first_line_of_a_wrong_sample_is_told_as_it_is_written(tmp_path, videos):
+    with pytest.raises(DataError, match=r"its first line is 'id,\"a b\",views'$"):
+        shape(tmp_path, videos, 'id,"a b",views\nx,y,1\n')
+
+
+def test_a_sample_that_is_not_there_is_named(tmp_path, videos):
+    with pytest.raises(DataError, match=r"^--sample .*none\.csv does not exist$"):
+        submission_shape(tmp_path / "none.csv", videos, Silent())
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -1.0])
 def test_a_number_that_nobody_can_score_is_never_written(bad):
     with pytest.raises(CacheError, match="no usable number for v1"):
