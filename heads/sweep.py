@@ -63,19 +63,6 @@ def _parsed(text: str) -> tuple[str, list[int] | list[float]]:
     return key, values
 
 
-def advice_in(texts: Sequence[str], refusal: str) -> str:
-    """A refusal that advises a lower learning rate, for one that is a value of the sweep.
-
-    >>> advice_in(["lr=1e-3,1e9"], "the loss must stay finite: lower --lr (now 1e+09)")
-    'the loss must stay finite: leave lr=1e9 out of --sweep'
-    """
-    for key, _, listed in (text.partition("=") for text in texts):
-        for value in listed.split(",") if key.strip() == "lr" else ():
-            advice = f"leave lr={value.strip()} out of --sweep"
-            refusal = refusal.replace(f"lower --lr (now {float(value):g})", advice)
-    return refusal
-
-
 @dataclass(frozen=True, eq=False)
 class Selection:
     """Squared errors of every configuration, summed over the rows that each fold validates, and what follows."""

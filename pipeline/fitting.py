@@ -10,11 +10,10 @@ from jaxtyping import Float64
 from features.errors import UsageError
 from features.progress import Progress
 from heads.chunks import Chunks, in_memory
-from heads.errors import UnfitDataError
 from heads.fit import SWEPT, fit, fit_each
 from heads.folds import FoldPlan
 from heads.members import EpochRecord, FittedModel, Training
-from heads.sweep import Selection, advice_in, configurations
+from heads.sweep import Selection, configurations
 from pipeline.config import TrainHeadsConfig
 from pipeline.devices import choose_device
 from pipeline.outcome import table
@@ -70,10 +69,7 @@ def train(
     device = choose_device(config.device) if config.head in SWEPT else "cpu"
     progress.begin(f"{config.head} heads on {device}", _n_epochs(config, plan) * len(configs), "epochs")
     if config.sweep:
-        try:
-            trainings = fit_each(inputs, log_views, plan, configs, device=device, on_epoch=on_epoch)
-        except UnfitDataError as error:
-            raise UnfitDataError(advice_in(config.sweep, str(error))) from error
+        trainings = fit_each(inputs, log_views, plan, configs, device=device, on_epoch=on_epoch)
     else:
         trainings = [fit(inputs, log_views, plan, config, device=device, on_epoch=on_epoch)]
     progress.end()
