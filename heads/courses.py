@@ -223,5 +223,5 @@ def _weights(pack: Pack, index: int, raw: RawMember, centred: Float64[np.ndarray
 def _diverged(member: Member, epoch: int, what: str) -> UnfitDataError:
     return UnfitDataError(
         f"the {what} must stay finite, but did not for fold {member.fold} in epoch {epoch}: "
-        f"lower --lr (now {member.config.lr:g})"
+        f"lower --lr, or leave it out of --sweep (now {member.config.lr:g})"
     )

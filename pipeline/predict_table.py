@@ -6,7 +6,6 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Iterator
-from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,7 +55,7 @@ def predict_table(config: PredictConfig, path: Path, predictor: Predictor, progr
     UsageError
         The results would overwrite one of its images.
     """
-    rows = list(_rows(config, path))
+    rows = list(_rows(config, path, predictor.dates))
     if config.out is not None and config.out.exists():
         images = (image for row in rows if isinstance(image := row.candidate.image, Path))
         check_output(config.out, config, Workspace(config.work), images)
@@ -96,7 +95,7 @@ def _outcome(
     return Outcome([done], facts | {"path": str(config.out)})
 
 
-def _rows(config: PredictConfig, path: Path) -> Iterator[_Row]:
+def _rows(config: PredictConfig, path: Path, dates: DateReader) -> Iterator[_Row]:
     if not path.is_file():
         raise DataError(f"--csv must name a file, however {path} is none")
     table = open_csv(path, sep=config.sep, encoding=config.encoding)
@@ -104,7 +103,6 @@ def _rows(config: PredictConfig, path: Path) -> Iterator[_Row]:
     if position["image"] is None and position["title"] is None:
         raise DataError(f"{path} must have a column image or title, however its columns are: {table.names}")
     root = Path(os.path.realpath(config.root or path.parent))
-    dates = DateReader(date.max)  # a day of publication may well lie ahead
     for row in table.rows():
         cells = {name: "" if place is None else row.fields[place].strip() for name, place in position.items()}
         published = dates.read(cells["date"], cells["year"])

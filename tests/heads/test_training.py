@@ -315,7 +315,9 @@ def test_a_target_that_is_not_finite_is_refused(world, quick, bad):
 @pytest.mark.parametrize("packed", [False, True])
 def test_training_that_diverges_says_where_and_what_to_lower_after_reporting_what_went_well(world, quick, packed):
     config, seen = replace(quick, lr=1e10, batch_size=240, epochs=9), []
-    with pytest.raises(UnfitDataError, match=r"loss must stay finite.*lower --lr \(now 1e\+10\)") as refusal:
+    with pytest.raises(
+        UnfitDataError, match=r"loss must stay finite.*lower --lr, or leave it out of --sweep \(now 1e\+10\)"
+    ) as refusal:
         train_members(world.inputs, world.log_views, THIRDS, config, on_epoch=seen.append, packed=packed)
     done = [record.epoch for record in seen if record.fold == 0]
     assert f"for fold 0 in epoch {len(done) + 1}: " in str(refusal.value)

@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import os
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +71,8 @@ def predicted(*arguments):
         (["gone.jpg", "a title", ""], "missing", True),
         (["gone.jpg", "", "someday"], "missing+bad_date", False),
         (["", "a title", "1066-10-14"], "date_out_of_range", True),
-        (["", "a title", "2999-01-01"], "ok", True),
+        (["", "a title", "2999-01-01"], "date_out_of_range", True),
+        (["", "a title", str(datetime.now(UTC).date() + timedelta(days=300))], "ok", True),
         (["fifo.jpg", "a title", ""], "unreadable", True),
         (["deeper", "a title", ""], "unreadable", True),
         (["link.jpg", "a title", ""], "outside_root", True),
