@@ -34,8 +34,8 @@ def test_every_option_has_a_flag_with_help_and_its_default(name):
         if option.only_in_file:
             continue
         assert option.flag in shown
-        assert " ".join(option.help.split()) in shown
-        assert option.shown_default in shown
+        default = f" [{option.shown_default}]" if option.shown_default else ""
+        assert " ".join(f"{option.help}{default}".split()) in shown
 
 
 def test_no_command_is_a_request_for_help():
