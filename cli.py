@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
-from features.errors import StorageError
+from features.errors import StorageError, UsageError
 from pipeline.config import (
     CONFIG_OF,
     CompareConfig,
@@ -104,6 +104,9 @@ _COMMON = [
 ]
 
 
+_LESS_MEMORY = "free some, or ask for less of what grows with it (--hidden-dim, --seeds, --batch-size, --workers)"
+
+
 class Terminated(BaseException):
     """SIGTERM or SIGHUP arrived; not an Exception, so that no handler below takes it for a failure."""
 
@@ -123,6 +126,9 @@ def _run(stage: Callable[[Console], Outcome], console: Console, *, json: bool) -
     except EXPECTED_ERRORS as error:
         console.end()
         outcome = Outcome([], error=error)
+    except MemoryError as error:
+        console.end()
+        outcome = Outcome([], error=UsageError(f"there is not enough memory for that ({error}): {_LESS_MEMORY}"))
     except (KeyboardInterrupt, Terminated) as signalled:
         console.end()
         console.error("stopped; what was there before, and whatever was finished, is kept: run the same command again")

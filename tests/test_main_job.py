@@ -584,6 +584,13 @@ def test_a_bug_keeps_its_traceback(job, monkeypatch):
     assert isinstance(result.exception, ZeroDivisionError)
 
 
+def test_too_little_memory_is_no_bug(job):
+    result = vp("train-heads", "--head", "mlp", "--hidden-dim", 10**9, "--epochs", 1, "--no-diagnostics")
+    assert result.exit_code == 2
+    assert "Unable to allocate" in result.stderr
+    assert "ask for less of what grows with it (--hidden-dim" in result.stderr
+
+
 def test_what_the_table_tells_is_trained_on_and_submitted_like_an_embedding(job):
     result = vp("train-heads", "--head", "linear", "--modalities", "text,channel,words,age", *SMALL, "--json")
     assert result.exit_code == 0, result.output
