@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float16, Int, UInt8
 
 from features.errors import CacheError
+from features.extract_command import command_for
 from features.plan import MANIFEST, NEXT_MANIFEST, CachePlan, PlannedShard, read_plan
 from features.shards import FILE_NAME, Shard, ShardMemory, max_shard_bytes, read_shard
 from features.status import Status
@@ -36,8 +37,8 @@ class Embeddings:
         """A range of rows, not copied."""
         return Embeddings(self.ids[rows], self.vectors[rows], self.status[rows], self.source_digest[rows])
 
-    def aligned(self, ids: Sequence[str]) -> "Embeddings":
-        """The rows of `ids`, in that order.
+    def aligned(self, ids: Sequence[str], extract: str = "vp extract") -> "Embeddings":
+        """The rows of `ids`, in that order; `extract` is the command that brings the cache up to date.
 
         Raises
         ------
@@ -51,7 +52,7 @@ class Embeddings:
         if missing:
             raise CacheError(
                 f"{len(missing)} of {len(ids)} videos have no embedding (first: {', '.join(missing[:5])}): "
-                "the dataset has changed since; run `vp extract` again"
+                f"the dataset has changed since; run `{extract}` again"
             )
         rows: Int[np.ndarray, " row"] = np.array([row_of[id_] for id_ in ids], dtype=np.int64)
         return Embeddings(list(ids), self.vectors[rows], self.status[rows], self.source_digest[rows])
@@ -77,8 +78,14 @@ class EmbeddingStore:
         if plan is None:
             raise CacheError(_unfinished(folder))
         if not plan.is_complete:
-            raise CacheError(f"{folder / MANIFEST} does not name all its shards: run `vp extract` again")
+            again = command_for(folder.parent.name, plan)
+            raise CacheError(f"{folder / MANIFEST} does not name all its shards: run `{again}` again")
         return cls(folder, plan)
+
+    @property
+    def extract(self) -> str:
+        """The command that brings the cache up to date."""
+        return command_for(self.folder.parent.name, self.plan)
 
     def read(self, kind: str) -> Embeddings:
         """All vectors of one kind, every byte checked; memory is one copy of the vectors."""
@@ -155,9 +162,10 @@ def _joined(parts: Sequence[Embeddings]) -> Embeddings:
 def _unfinished(folder: Path) -> str:
     pending = read_plan(folder / NEXT_MANIFEST)
     if pending is None:
-        return f"no embeddings in {folder}: run `vp extract`"
+        return f"no embeddings in {folder}: run `{command_for(folder.parent.name)}`"
     keys = {(shard.kind, shard.index) for shard in pending.shards}
     there = {
         (match["kind"], int(match["index"])) for path in folder.iterdir() if (match := FILE_NAME.fullmatch(path.name))
     }
-    return f"the cache in {folder} is incomplete ({len(keys & there)} of {len(keys)} shards): run `vp extract` again"
+    so_far, again = f"{len(keys & there)} of {len(keys)} shards", command_for(folder.parent.name, pending)
+    return f"the cache in {folder} is incomplete ({so_far}): run `{again}` again"

@@ -1,6 +1,7 @@
 """From caches and tables to what the heads see: one block per modality, aligned by video id."""
 
 import hashlib
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -10,6 +11,7 @@ from jaxtyping import Int32, Int64, Shaped, UInt8
 
 from features.dates import ages_years, calendar_columns
 from features.errors import CacheError, UsageError
+from features.extract_command import model_of
 from features.kinds import SEPARATE
 from features.plan import CachePlan
 from features.store import EmbeddingStore
@@ -95,7 +97,8 @@ def gather(
         if not source.tag:
             blocks.append(block_from_table(source, videos, reference))
             continue
-        embeddings = stores[source.tag].read(source.kind).aligned(videos.ids)
+        store = stores[source.tag]
+        embeddings = store.read(source.kind).aligned(videos.ids, store.extract)
         blocks.append(Block.embedding(source.modality, embeddings.vectors, embeddings.present))
         if source.kind == "image":
             thumbnail_digest = embeddings.source_digest
@@ -117,7 +120,7 @@ def open_stores(workspace: Workspace, sources: Sequence[Source], split: str) -> 
         if source.tag and source.kind not in stores[source.tag].plan.dims:
             folder = stores[source.tag].folder
             separate = " --text separate" if source.kind in SEPARATE else ""
-            extract = f"vp extract --model {source.tag}{separate}"
+            extract = f"vp extract --model {shlex.quote(model_of(source.tag, stores[source.tag].plan))}{separate}"
             raise CacheError(f"the cache in {folder} has no {source.kind}: run `{extract}`")
     return stores
 

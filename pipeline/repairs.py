@@ -4,10 +4,8 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from features.encoders import TINY
-from features.kinds import IMAGE, KINDS, SEPARATE, TEXT
+from features.extract_command import command_for
 from features.plan import CachePlan
-from features.short_names import SHORT_NAMES
 from pipeline.config import FinetuneConfig, TrainHeadsConfig, WorkConfig
 from pipeline.settings import SHARED, flags_of, repeated_flags
 
@@ -18,7 +16,7 @@ def extract_command(tag: str, plan: CachePlan | None, config: WorkConfig) -> str
     >>> extract_command("openai--clip-vit-base-patch32", None, WorkConfig())
     'vp extract --model openai/clip-vit-base-patch32'
     """
-    return f"vp extract --model {shlex.quote(_model(tag, plan))}{_kinds(plan)}{repeated_flags(config)}"
+    return f"{command_for(tag, plan)}{repeated_flags(config)}"
 
 
 def train_command(name: str, config: WorkConfig, trained_with: Any = None) -> str:
@@ -35,19 +33,3 @@ def train_command(name: str, config: WorkConfig, trained_with: Any = None) -> st
     else:
         stage, options = "train-heads", flags_of(TrainHeadsConfig, known, SHARED | {"name"})
     return f"vp {stage} --name {shlex.quote(name)}{options}{repeated_flags(config)}"
-
-
-def _kinds(plan: CachePlan | None) -> str:
-    """The options that lead to the kinds of vector in a cache."""
-    kinds = {IMAGE, TEXT} if plan is None else set(plan.dims)
-    is_separate = not kinds.isdisjoint(SEPARATE)
-    every = {IMAGE, *SEPARATE} if is_separate else {IMAGE, TEXT}
-    some = f" --modalities {','.join(kind for kind in KINDS if kind in kinds)}" if kinds != every else ""
-    return (" --text separate" if is_separate else "") + some
-
-
-def _model(tag: str, plan: CachePlan | None) -> str:
-    if tag in SHORT_NAMES or tag == TINY:
-        return tag
-    source = str(plan.environment.get("source", "")) if plan is not None else tag.replace("--", "/", 1)
-    return source if "/" in source else f"PATH/TO/{source or tag}"

@@ -42,7 +42,8 @@ class Vectors:
         """The error of a cache that does not go row by row with the table."""
         return CacheError(
             f"the rows of the cache in {self.store.folder} are not those of the dataset, in its order, and only such a "
-            "cache can be read shard by shard: run `vp extract` again, which computes new videos only (or --no-stream)"
+            f"cache can be read shard by shard: run `{self.store.extract}` again, which computes new videos only (or "
+            "--no-stream)"
         )
 
 

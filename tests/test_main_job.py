@@ -413,7 +413,7 @@ def test_an_unfinished_cache_is_not_trained_on(job):
     next(cache.glob("text-*.h5")).unlink()
     result = vp("train-heads", *QUICK)
     assert result.exit_code == 7
-    assert f"the cache in {cache} is incomplete (1 of 2 shards): run `vp extract` again" in result.stderr
+    assert f"the cache in {cache} is incomplete (1 of 2 shards): run `vp extract --model tiny` again" in result.stderr
 
 
 @pytest.mark.slow

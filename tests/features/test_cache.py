@@ -234,7 +234,7 @@ def test_an_unfinished_cache_says_how_far_it_is(cache_world, fake_encoder):
 
     with pytest.raises(Crash):
         make(cache_world, fake_encoder(die_at_the_fifth_batch))
-    with pytest.raises(CacheError, match=r"incomplete \(2 of 6 shards\): run `vp extract` again"):
+    with pytest.raises(CacheError, match=r"incomplete \(2 of 6 shards\): run `vp extract --model .*` again"):
         EmbeddingStore.open(cache_world.folder)
 
 

@@ -129,6 +129,24 @@ def test_ids_without_an_embedding_are_counted_and_the_first_five_named():
     )
 
 
+@pytest.mark.parametrize(
+    ("tag", "model"), [("tiny", "tiny"), ("ViT-B-32", "ViT-B-32"), ("openai--clip-x", "openai/clip-x")]
+)
+def test_the_command_that_mends_a_cache_names_its_own_encoder(cache, tmp_path, tag, model):
+    folder = tmp_path / tag / "train_val"
+    with pytest.raises(CacheError, match=f": run `vp extract --model {model}`$"):
+        EmbeddingStore.open(folder)
+    edited(cache, lambda document: document["environment"].update(source=model))
+    shutil.copytree(cache, folder)
+    store = EmbeddingStore.open(folder)
+    assert store.extract == f"vp extract --model {model}"
+    with pytest.raises(CacheError, match=f"; run `vp extract --model {model}` again$"):
+        store.read("text").aligned(["nobody"], store.extract)
+    (folder / "manifest.json").rename(folder / "manifest.next.json")
+    with pytest.raises(CacheError, match=f"6 of 6 shards.: run `vp extract --model {model}` again$"):
+        EmbeddingStore.open(folder)
+
+
 def test_a_row_is_present_only_if_its_status_is_ok():
     labels, status = [value.label for value in Status], np.array([value.value for value in Status], np.uint8)
     every = Embeddings(labels, np.zeros((len(status), 2), np.float16), status, np.zeros((len(status), 16), np.uint8))
@@ -154,12 +172,12 @@ def test_reading_changes_nothing_in_the_folder(cache):
 
 @pytest.mark.parametrize("exists", [False, True])
 def test_without_a_cache_the_message_says_how_to_make_one(tmp_path, exists):
-    folder = tmp_path / "cache"
+    folder = tmp_path / "tiny" / "train_val"
     if exists:
-        folder.mkdir()
+        folder.mkdir(parents=True)
     with pytest.raises(CacheError) as caught:
         EmbeddingStore.open(folder)
-    assert str(caught.value) == f"no embeddings in {folder}: run `vp extract`"
+    assert str(caught.value) == f"no embeddings in {folder}: run `vp extract --model tiny`"
 
 
 def test_an_unfinished_cache_counts_its_shards_once_each_and_nothing_else(cache):
@@ -172,12 +190,12 @@ def test_an_unfinished_cache_counts_its_shards_once_each_and_nothing_else(cache)
         shutil.copy(first, cache / f"{name}.0123456789abcdef.h5")
     with pytest.raises(CacheError) as caught:
         EmbeddingStore.open(cache)
-    assert str(caught.value) == f"the cache in {cache} is incomplete (5 of 6 shards): run `vp extract` again"
+    assert str(caught.value).startswith(f"the cache in {cache} is incomplete (5 of 6 shards): run `vp extract --model ")
 
 
 def test_a_manifest_without_the_names_of_its_files_is_not_finished(cache):
     edited(cache, lambda document: document["shards"][4].update(file=""))
-    assert refused(cache, match="does not name all its shards: run `vp extract` again")
+    assert refused(cache, match="does not name all its shards: run `vp extract --model .*` again")
 
 
 def test_a_manifest_that_was_cut_is_refused(cache):

@@ -185,6 +185,16 @@ def test_a_kind_of_vector_that_the_cache_lacks_is_told_with_what_to_run(world, w
         gather(workspace, [Source("image", "image", "tiny")], world.table(), NEWEST)
 
 
+def test_a_model_of_the_hub_is_named_by_its_id_and_not_by_its_folder(world, workspace, embed):
+    embed("openai--clip-x", dims={"text": 4}, environment={"device": "test", "source": "openai/clip-x"})
+    with pytest.raises(CacheError, match="has no image: run `vp extract --model openai/clip-x`"):
+        gather(workspace, [Source("image", "image", "openai--clip-x")], world.table(), NEWEST)
+    world.rows.append(["brand-new", *world.rows[0][1:]])
+    write(world.data / "train_val.csv", world.rows)
+    with pytest.raises(CacheError, match="; run `vp extract --model openai/clip-x --modalities text` again"):
+        gather(workspace, [Source("text", "text", "openai--clip-x")], world.table(), NEWEST)
+
+
 def test_a_video_that_the_cache_lacks_is_named(world, workspace, embed):
     embed("tiny")
     world.rows.append(["brand-new", *world.rows[0][1:]])

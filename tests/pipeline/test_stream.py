@@ -97,7 +97,7 @@ def test_rows_that_are_not_those_of_the_dataset_are_refused(world, workspace, ch
         world.rows[7][0] = "other"
     write(world)
     sources = choose_sources(workspace, ["big"], ["text"], videos)
-    with pytest.raises(CacheError, match=r"not those of the dataset, in its order.*run `vp extract` again"):
+    with pytest.raises(CacheError, match=r"not those of the dataset, in its order.*run `vp extract --model .*` again"):
         read_inputs(workspace, sources, world.table(), NEWEST, stream=True)
 
 
