@@ -18,6 +18,7 @@ import numpy as np
 
 from features.durable import TEMPORARY
 from features.errors import CacheError
+from features.listing import listed
 from features.lock import PART_LOCKS, holder_of
 from features.plan import MANIFEST, NEXT_MANIFEST, QUARANTINE, TIMING, CachePlan, PlannedShard, read_plan
 from features.processes import is_alive
@@ -142,7 +143,11 @@ def inspect(folder: Path) -> Inspection:
     """Look at a cache folder; damage is told in the result, never raised."""
     faults: list[str] = []
     published, pending = (_plan_in(folder / name, faults) for name in (MANIFEST, NEXT_MANIFEST))
-    names = sorted(path.name for path in folder.glob("*.h5") if FILE_NAME.fullmatch(path.name))
+    try:
+        found = listed(folder)
+    except CacheError as error:  # then no manifest can be read either
+        found, faults, published, pending = [], [str(error)], None, None
+    names = [path.name for path in found if FILE_NAME.fullmatch(path.name)]
     facts, unreadable = _facts_of(folder, names, published, pending)
     of_pending = _serving_pending(pending, facts)
     serving = of_pending if published is None else _named(folder, published)
@@ -150,8 +155,8 @@ def inspect(folder: Path) -> Inspection:
     needed = known | set(of_pending.values())
     if faults or (published is None and pending is None):
         needed |= set(names)  # without its manifest no shard may be called superseded
-    entries = tuple(_entries(folder, needed))
-    writers = [writer for lock in sorted(folder.glob(PART_LOCKS)) if (writer := writer_of(lock))]
+    entries = tuple(_entries(found, needed, faults))
+    writers = [writer for path in found if path.match(PART_LOCKS) and (writer := writer_of(path))]
     return Inspection(folder, published, pending, faults, entries, facts, unreadable, serving, len(of_pending), writers)
 
 
@@ -220,13 +225,16 @@ def _named(folder: Path, plan: CachePlan) -> dict[Place, str]:
     }
 
 
-def _entries(folder: Path, needed: set[str]) -> Iterator[Entry]:
-    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+def _entries(found: Sequence[Path], needed: set[str], faults: list[str]) -> Iterator[Entry]:
+    for path in found:
         role = _role(path, needed)
-        if role is Role.QUARANTINE:
-            yield from (Entry(inner, _role_in_quarantine(inner), _own_bytes(inner)) for inner in sorted(path.iterdir()))
-        else:
+        if role is not Role.QUARANTINE:
             yield Entry(path, role, _own_bytes(path))
+            continue
+        try:
+            yield from (Entry(inner, _role_in_quarantine(inner), _own_bytes(inner)) for inner in listed(path))
+        except CacheError as error:
+            faults.append(str(error))
 
 
 def _role(path: Path, needed: set[str]) -> Role:

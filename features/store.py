@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float16, Int, UInt8
 
 from features.errors import CacheError
 from features.extract_command import command_for
+from features.listing import listed
 from features.plan import MANIFEST, NEXT_MANIFEST, CachePlan, PlannedShard, read_plan
 from features.shards import FILE_NAME, Shard, ShardMemory, max_shard_bytes, read_shard
 from features.status import Status
@@ -72,11 +73,13 @@ class EmbeddingStore:
         Raises
         ------
         CacheError
-            There is none, it is not finished (the message says how far it is), or its manifest is damaged.
+            There is none, it is not finished (the message says how far it is), it cannot be read, or its manifest is
+            damaged.
         """
+        there = listed(folder)
         plan = read_plan(folder / MANIFEST)
         if plan is None:
-            raise CacheError(_unfinished(folder))
+            raise CacheError(_unfinished(folder, there))
         if not plan.is_complete:
             again = command_for(folder.parent.name, plan)
             raise CacheError(f"{folder / MANIFEST} does not name all its shards: run `{again}` again")
@@ -159,13 +162,11 @@ def _joined(parts: Sequence[Embeddings]) -> Embeddings:
     )
 
 
-def _unfinished(folder: Path) -> str:
+def _unfinished(folder: Path, found: Sequence[Path]) -> str:
     pending = read_plan(folder / NEXT_MANIFEST)
     if pending is None:
         return f"no embeddings in {folder}: run `{command_for(folder.parent.name)}`"
     keys = {(shard.kind, shard.index) for shard in pending.shards}
-    there = {
-        (match["kind"], int(match["index"])) for path in folder.iterdir() if (match := FILE_NAME.fullmatch(path.name))
-    }
+    there = {(match["kind"], int(match["index"])) for path in found if (match := FILE_NAME.fullmatch(path.name))}
     so_far, again = f"{len(keys & there)} of {len(keys)} shards", command_for(folder.parent.name, pending)
     return f"the cache in {folder} is incomplete ({so_far}): run `{again}` again"

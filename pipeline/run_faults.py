@@ -13,44 +13,51 @@ from features.errors import CacheError
 from features.hashing import sha256_of
 from features.inspection import Inspection
 from features.verification import Fault
+from features.videos import VideoTable
 from heads.errors import UnfitDataError
 from heads.folds import FoldPlan
 from pipeline.config import VerifyConfig
-from pipeline.repairs import extract_command, train_command
+from pipeline.repairs import train_command
 from pipeline.run_record import check_record, read_metrics
-from pipeline.run_state import run_state
-from pipeline.runs import MOMENTS, Run, read_run
+from pipeline.run_state import repair_of, run_state
+from pipeline.runs import MOMENTS, Run, UnreadableError, read_run
 from pipeline.workspace import Workspace
 
 SCORE_WITHIN = 1e-6
 
 
 def run_faults(
-    workspace: Workspace, name: str, config: VerifyConfig, inspections: Mapping[Path, Inspection]
+    workspace: Workspace,
+    name: str,
+    config: VerifyConfig,
+    inspections: Mapping[Path, Inspection],
+    test: VideoTable | None = None,
 ) -> list[Fault]:
-    """Everything that is wrong with a run."""
+    """Everything that is wrong with a run; what a fine-tuned one has stored must be of the `test` videos."""
     folder = workspace.runs / name
     trained_with = None
     try:
         run = read_run(folder)
         trained_with = run.record.get("config")
         check_record(run)
+    except UnreadableError as error:
+        return [Fault(folder, error.what, error.repair)]
     except CacheError as error:
         return [Fault(folder, _plain(str(error)), f"`{train_command(name, config, trained_with)}`")]
-    state = run_state(run, config, workspace, inspections)
+    state = run_state(run, config, workspace, inspections, test)
     again = f"`{state.again}`"
     checked = _Run(run, again)
     faults = []
     for check in (checked.files, checked.checkpoints, checked.folds, checked.score):
         try:
             faults += list(check())
+        except UnreadableError as error:
+            faults.append(Fault(folder, error.what, error.repair))
         except CacheError as error:
             faults.append(Fault(folder, _plain(str(error)), again))
         except (TypeError, KeyError, AttributeError, ValueError) as error:
             faults.append(Fault(folder, f"its {check.__name__} cannot be checked ({error!r})", again))
-    for change in state.changes:
-        repair = f"`{extract_command(change.tag, None, config)}`" if change.is_missing else again
-        faults.append(Fault(folder, change.what, repair))
+    faults += [Fault(folder, change.what, f"`{repair_of(change, state.again, config)}`") for change in state.changes]
     return faults
 
 
@@ -64,15 +71,17 @@ class _Run:
         if self._run.part("name") != self._run.name:
             yield Fault(self._folder, f"is the run {self._run.part('name')!r} under another name", "rename it back")
         for name, expected in self._run.part("files").items():
-            path = self._folder / name
-            if not path.is_file():
-                what = "is missing"
-            elif sha256_of(path) != expected:
-                what = "is not the file that the run was saved with"
+            path, repair = self._folder / name, self._again
+            try:
+                found = sha256_of(path) if path.is_file() else None
+            except PermissionError as error:
+                what, repair = f"cannot be read: {error.strerror}", f"let this user read {path}"
             else:
-                continue
+                if found == expected:
+                    continue
+                what = "is missing" if found is None else "is not the file that the run was saved with"
             self._wrong.add(name)
-            yield Fault(path, what, self._again)
+            yield Fault(path, what, repair)
 
     def checkpoints(self) -> Iterator[Fault]:
         """Every member loads, and is the member that its name says."""

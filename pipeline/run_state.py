@@ -2,36 +2,43 @@
 
 import csv
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from features.errors import CacheError
 from features.inspection import Inspection
+from features.kinds import SEPARATE
+from features.videos import VideoTable
 from pipeline.config import WorkConfig
 from pipeline.dataset import TRAIN
 from pipeline.json_shape import Number, fault_in
-from pipeline.repairs import train_command
+from pipeline.repairs import extract_command, train_command
 from pipeline.run_record import check_record
-from pipeline.runs import Run
+from pipeline.runs import Run, UnreadableError
+from pipeline.tuning.finetuned import other_videos
 from pipeline.workspace import Workspace
 
 
 @dataclass(frozen=True)
 class Change:
-    """Why the cache of an encoder is not the one that a run was trained on; `is_missing` if there is none at all."""
+    """Why the cache of an encoder is not the one that a run was trained on; `is_missing` if there is none at all.
+
+    `kinds` are those that the run reads. Without a `tag` it is the test videos that are others.
+    """
 
     tag: str
     what: str
     is_missing: bool = False
+    kinds: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
 class RunState:
     """One run. `faults` is why it cannot be used, `changes` what is no longer as when it was trained.
 
-    `again` is the command that trains it once more.
+    `again` is the command that trains it once more; empty if that would mend nothing.
     """
 
     name: str
@@ -46,7 +53,9 @@ class RunState:
         """The state in one word or two."""
         if self.faults:
             return "damaged"
-        return "cache changed" if self.changes else "whole"
+        if any(change.tag for change in self.changes):
+            return "cache changed"
+        return "stale" if self.changes else "whole"
 
     @property
     def lines(self) -> list[str]:
@@ -54,8 +63,17 @@ class RunState:
         return [*self.faults, *(change.what for change in self.changes), *self.notes]
 
 
-def run_state(run: Run, config: WorkConfig, workspace: Workspace, inspections: Mapping[Path, Inspection]) -> RunState:
-    """Look at a run and at the caches that it names; damage is told in the result, never raised."""
+def run_state(
+    run: Run,
+    config: WorkConfig,
+    workspace: Workspace,
+    inspections: Mapping[Path, Inspection],
+    test: VideoTable | None = None,
+) -> RunState:
+    """Look at a run, at the caches that it names, and whether what it stored is of the `test` videos, if any are given.
+
+    Damage is told in the result, never raised.
+    """
     faults: list[str] = []
     changes: list[Change] = []
     notes: list[str] = []
@@ -74,6 +92,10 @@ def run_state(run: Run, config: WorkConfig, workspace: Workspace, inspections: M
             changes += cache_changes(tag, str(encoder), kinds, inspection)
             if inspection is not None and ids is not None and not changes:
                 notes += _row_changes(tag, ids, inspection)
+        if test is not None and (other := other_videos(run, test)):
+            changes.append(Change("", f"it {other}, not those of {test.path}"))
+    except PermissionError as error:
+        faults.append(str(UnreadableError(run.folder, error)))
     except CacheError as error:
         faults.append(str(error))
     except (TypeError, KeyError, AttributeError, ValueError) as error:
@@ -86,12 +108,22 @@ def cache_changes(tag: str, encoder: str, kinds: list[str], inspection: Inspecti
     """Why the cache of an encoder is not the one that a run was trained on; nothing if it is."""
     plan = None if inspection is None else inspection.plan
     if plan is None:
-        return [Change(tag, f"it was trained on the cache {tag}, which is not there", is_missing=True)]
+        state = "is not there" if inspection is None or not inspection.faults else "cannot be read"
+        what = f"it was trained on the cache {tag}, which {state}"
+        return [Change(tag, what, is_missing=True, kinds=kinds)]
     if plan.encoder != encoder:
         what = f"it was trained on vectors of {tag} {encoder[:12]}, the cache was made by {plan.encoder[:12]}"
         return [Change(tag, what)]
     lacking = ", ".join(kind for kind in kinds if kind not in plan.dims)
     return [Change(tag, f"it was trained on {lacking} vectors, which the cache {tag} lacks")] if lacking else []
+
+
+def repair_of(change: Change, again: str, config: WorkConfig) -> str:
+    """The command that mends a change: a cache that is missing is made, for any other the run is trained `again`."""
+    if not change.is_missing:
+        return again
+    separate = "" if set(change.kinds).isdisjoint(SEPARATE) else " --text separate"
+    return f"{extract_command(change.tag, None, config)}{separate}"
 
 
 def run_ids(run: Run) -> list[str]:

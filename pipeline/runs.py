@@ -9,6 +9,7 @@ A crash between the two renames leaves no `<name>/` but a whole `.<name>.buildin
 
 import contextlib
 import json
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any, Literal
 from features import durable
 from features.errors import CacheError, UsageError
 from features.hashing import sha256_of
+from features.listing import listed
 from features.lock import writer_lock
 from pipeline.checkpoint import Checkpoint, read_checkpoint
 
@@ -29,6 +31,14 @@ MOMENTS: tuple[Moment, ...] = ("best", "final")
 """When a member was kept: at its epoch of lowest validation error, and after its last."""
 
 _BUILDING, _REPLACED = ".building", ".replaced"
+
+
+class UnreadableError(CacheError):
+    """The system does not let this user read a run: to make it again would mend nothing."""
+
+    def __init__(self, folder: Path, error: OSError) -> None:
+        self.what, self.repair = f"run {folder.name} cannot be read: {error.strerror}", f"let this user read {folder}"
+        super().__init__(f"{self.what}: {self.repair}")
 
 
 @dataclass(frozen=True)
@@ -110,7 +120,10 @@ class Run:
         """The path of one of the run's files, after its bytes were compared with what run.json says."""
         path = self.folder / file_name
         expected = self.part("files").get(file_name)
-        found = sha256_of(path) if path.is_file() else None
+        try:
+            found = sha256_of(path) if path.is_file() else None
+        except PermissionError as error:
+            raise UnreadableError(self.folder, error) from error
         if expected is None or found != expected:
             what = "is missing" if found is None else "is not the file that the run was saved with"
             raise CacheError(f"{path} {what}: run `{self.command}` again")
@@ -129,9 +142,9 @@ def open_run(folder: Path) -> Run:
     Raises
     ------
     CacheError
-        There is no such run, or run.json is damaged or of another version.
+        There is no such run, or run.json cannot be read, is damaged or of another version.
     """
-    if not (folder / RECORD).is_file() and (_building(folder) / RECORD).is_file():
+    if not _has_record(folder, unknown=True) and _has_record(_building(folder), unknown=False):
         with writer_lock(lock_path(folder)):
             _recover(folder)
     return read_run(folder)
@@ -146,7 +159,9 @@ def read_run(folder: Path) -> Run:
         record = json.loads(path.read_text(encoding="utf-8"))
         written_by = (record["format"], record["schema"])
     except FileNotFoundError:
-        raise CacheError(f"no run in {folder}: run `vp train-heads --name {folder.name}`") from None
+        raise _no_run(folder) from None
+    except PermissionError as error:
+        raise UnreadableError(folder, error) from error
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CacheError(f"{path} is damaged ({error}): run `vp train-heads` again") from error
     if written_by != (FORMAT, SCHEMA):
@@ -165,16 +180,24 @@ def only_run(runs: Path) -> str:
 
 
 def run_names(runs: Path) -> list[str]:
-    """The names of all runs, also of one whose swap a crash interrupted."""
-    folders = {path.name for path in runs.glob("*") if not path.name.startswith(".") and (path / RECORD).is_file()}
-    interrupted = {_run_of(path.parent).name for path in runs.glob(f".*{_BUILDING}/{RECORD}")}
-    return sorted(folders | interrupted)
+    """The names of all runs, also of one whose swap a crash interrupted, and of one that cannot be read.
+
+    Raises
+    ------
+    CacheError
+        The folder of all runs cannot be read.
+    """
+    there = listed(runs)
+    folders = {path.name for path in there if not path.name.startswith(".") and _has_record(path, unknown=True)}
+    built = [path for path in there if path.match(f".*{_BUILDING}") and _has_record(path, unknown=False)]
+    return sorted(folders | {_run_of(path).name for path in built})
 
 
 def abandoned(runs: Path) -> dict[Path, Path]:
     """Folders that a process left when it died -> their run: one that was never sealed, one that was replaced."""
-    unsealed = [path for path in runs.glob(f".*{_BUILDING}") if not (path / RECORD).is_file()]
-    replaced = [path for path in runs.glob(f".*{_REPLACED}") if _run_of(path).exists()]
+    there = listed(runs)
+    unsealed = [path for path in there if path.match(f".*{_BUILDING}") and not _has_record(path, unknown=True)]
+    replaced = [path for path in there if path.match(f".*{_REPLACED}") and _run_of(path).exists()]
     return {path: _run_of(path) for path in sorted(unsealed + replaced) if path.is_dir() and not path.is_symlink()}
 
 
@@ -204,6 +227,22 @@ def seal(aside: Path, record: Mapping[str, Any]) -> None:
     files = {path.relative_to(aside).as_posix(): sha256_of(path) for path in sorted(aside.rglob("*")) if path.is_file()}
     document = {"format": FORMAT, "schema": SCHEMA, **record, "files": files}
     durable.publish(aside / RECORD, json.dumps(document, indent=1) + "\n")
+
+
+def _has_record(folder: Path, *, unknown: bool) -> bool:
+    """Whether there is a run.json in a folder; `unknown` where the system does not tell."""
+    try:
+        return stat.S_ISREG((folder / RECORD).stat().st_mode)
+    except PermissionError:
+        return unknown
+    except OSError:
+        return False
+
+
+def _no_run(folder: Path) -> CacheError:
+    names = ", ".join(name for name in run_names(folder.parent) if name != folder.name)
+    told, choose = (f"; there is: {names}", ", or name one of these") if names else ("", "")
+    return CacheError(f"no run in {folder}{told}: run `vp train-heads --name {folder.name}`{choose}")
 
 
 def _swap_in(folder: Path) -> None:

@@ -11,13 +11,14 @@ from typing import Any
 from features.errors import CacheError
 from features.inspection import LEFTOVERS, Inspection, Role, Writer, writer_of
 from features.progress import Progress
+from features.videos import VideoTable
 from pipeline.cache_state import CacheState, cache_state
 from pipeline.config import StatusConfig
-from pipeline.dataset import Dataset, comparable_dataset
+from pipeline.dataset import TEST, Dataset, comparable_dataset
 from pipeline.outcome import Outcome, size_told, table
 from pipeline.repairs import train_command
-from pipeline.run_state import RunState, run_state
-from pipeline.runs import abandoned, lock_path, read_run, run_names
+from pipeline.run_state import RunState, repair_of, run_state
+from pipeline.runs import UnreadableError, abandoned, lock_path, read_run, run_names
 from pipeline.settings import repeated_flags
 from pipeline.tuning.unfinished import Unfinished, unfinished
 from pipeline.workspace import Workspace
@@ -39,8 +40,8 @@ def status(config: StatusConfig, progress: Progress) -> Outcome:
     tables = {} if dataset is None else {videos.split: videos for videos in dataset.tables}
     caches = [cache_state(config, folder, tables.get(folder.name), progress) for folder in folders]
     inspections = {cache.inspection.folder: cache.inspection for cache in caches}
-    runs = [_run_state(config, workspace, name, inspections) for name in names]
-    lines = [f"{_dataset_told(config, dataset)}", "", *_cache_lines(caches), "", *_run_lines(runs)]
+    runs = [_run_state(config, workspace, name, inspections, tables.get(TEST)) for name in names]
+    lines = [f"{_dataset_told(config, dataset)}", "", *_cache_lines(caches), "", *_run_lines(config, runs)]
     trained_by = [(tuning, writer_of(lock_path(tuning.run))) for tuning in tunings]
     lines += [_tuning_line(tuning, trainer) for tuning, trainer in trained_by]
     left = [path for path, run in abandoned(workspace.runs).items() if writer_of(lock_path(run)) is None]
@@ -60,11 +61,17 @@ def status(config: StatusConfig, progress: Progress) -> Outcome:
 
 
 def _run_state(
-    config: StatusConfig, workspace: Workspace, name: str, inspections: Mapping[Path, Inspection]
+    config: StatusConfig,
+    workspace: Workspace,
+    name: str,
+    inspections: Mapping[Path, Inspection],
+    test: VideoTable | None,
 ) -> RunState:
     folder = workspace.runs / name
     try:
-        return run_state(read_run(folder), config, workspace, inspections)
+        return run_state(read_run(folder), config, workspace, inspections, test)
+    except UnreadableError as error:
+        return RunState(name, "", {"name": name}, [str(error)], [], [])
     except CacheError as error:
         return RunState(name, train_command(name, config), {"name": name}, [str(error)], [], [])
 
@@ -163,7 +170,7 @@ def _leftover_lines(found: Inspection) -> list[str]:
     return lines
 
 
-def _run_lines(runs: Sequence[RunState]) -> list[str]:
+def _run_lines(config: StatusConfig, runs: Sequence[RunState]) -> list[str]:
     if not runs:
         return ["no runs"]
     rows: list[list[object]] = [["run", "head", "modalities", "folds", "rows", "OOF MSLE", "state"]]
@@ -176,9 +183,16 @@ def _run_lines(runs: Sequence[RunState]) -> list[str]:
         rows.append([run.name, facts.get("head", "-"), modalities, folds, facts.get("rows", "-"), told, run.word])
     lines = table(rows)
     for run in runs:
-        again = [f"`{run.again}` makes it again"] if run.faults or run.changes else []
-        lines += ["", run.name, *(f"  {line}" for line in (*run.lines, *again))] if run.lines else []
+        mended = [f"`{one}` makes {'it' if one == run.again else 'its cache'} again" for one in _repairs(config, run)]
+        lines += ["", run.name, *(f"  {line}" for line in (*run.lines, *mended))] if run.lines else []
     return lines
+
+
+def _repairs(config: StatusConfig, run: RunState) -> list[str]:
+    """The commands that mend a run, in their order: it is trained on caches that are there."""
+    wanted = [run.again] if run.faults and run.again else []
+    wanted += [repair_of(change, run.again, config) for change in run.changes]
+    return sorted(dict.fromkeys(wanted), key=lambda command: command == run.again)
 
 
 def _next(config: StatusConfig, dataset: Dataset | None, caches: Sequence[CacheState], runs: Sequence[RunState]) -> str:
@@ -187,8 +201,8 @@ def _next(config: StatusConfig, dataset: Dataset | None, caches: Sequence[CacheS
         if cache.word in ("damaged", "unfinished", "stale") and not cache.inspection.faults:
             return cache.extract
     for run in runs:
-        if run.faults or run.changes:
-            return run.again
+        for command in _repairs(config, run):
+            return command
     usable = [run for run in runs if run.facts.get("oof_msle") is not None]
     if not usable:
         return f"vp train-heads{repeated_flags(config)}" if caches else f"vp extract{repeated_flags(config)}"

@@ -9,7 +9,7 @@ from features.inspection import inspect
 from features.progress import Progress
 from features.verification import Checked, Fault, verify_cache
 from pipeline.config import VerifyConfig
-from pipeline.dataset import comparable_dataset
+from pipeline.dataset import Dataset, comparable_dataset
 from pipeline.outcome import Outcome, counted, size_told
 from pipeline.repairs import extract_command
 from pipeline.run_faults import run_faults
@@ -26,8 +26,10 @@ def verify(config: VerifyConfig, progress: Progress) -> Outcome:
     following = f"vp status{repeated_flags(config)}"
     if not folders and not names:
         return Outcome([f"{config.work} holds no embeddings and no runs to verify"], {"faults": []}, following)
-    caches, compared = _verify_caches(config, folders, progress)
-    faults = [fault for cache in caches for fault in cache.faults] + _verify_runs(config, workspace, names, progress)
+    dataset = comparable_dataset(config, progress)
+    caches = _verify_caches(config, folders, dataset, progress)
+    faults = [fault for cache in caches for fault in cache.faults]
+    faults += _verify_runs(config, workspace, names, dataset, progress)
     shards, size_bytes = (sum(getattr(cache, name) for cache in caches) for name in ("shards", "size_bytes"))
     seconds = time.monotonic() - start
     facts = {
@@ -35,7 +37,7 @@ def verify(config: VerifyConfig, progress: Progress) -> Outcome:
         "shards": shards,
         "size_bytes": size_bytes,
         "runs": len(names),
-        "compared_with_dataset": compared,
+        "compared_with_dataset": dataset is not None,
         "seconds": round(seconds, 3),
         "faults": [{"where": str(fault.where), "what": fault.what, "repair": fault.repair} for fault in faults],
     }
@@ -46,9 +48,10 @@ def verify(config: VerifyConfig, progress: Progress) -> Outcome:
     return Outcome([*(f"{fault.where}: {fault.what}" for fault in faults), done], facts, error=_error(faults))
 
 
-def _verify_caches(config: VerifyConfig, folders: Sequence[Path], progress: Progress) -> tuple[list[Checked], bool]:
-    """Check the caches one after the other; also tells whether there was a dataset to compare them with."""
-    dataset = comparable_dataset(config, progress) if folders else None
+def _verify_caches(
+    config: VerifyConfig, folders: Sequence[Path], dataset: Dataset | None, progress: Progress
+) -> list[Checked]:
+    """Check the caches one after the other, against the dataset if there is one."""
     tables = {} if dataset is None else {videos.split: videos for videos in dataset.tables}
     checked = []
     for folder in folders:
@@ -57,15 +60,17 @@ def _verify_caches(config: VerifyConfig, folders: Sequence[Path], progress: Prog
             progress.warn(f"{folder} is being written by {writer}: what is told of it may be over by now")
         extract = extract_command(folder.parent.name, inspection.plan, config)
         checked.append(verify_cache(folder, tables.get(folder.name), extract, progress, sources=config.sources))
-    return checked, dataset is not None
+    return checked
 
 
-def _verify_runs(config: VerifyConfig, workspace: Workspace, names: Sequence[str], progress: Progress) -> list[Fault]:
+def _verify_runs(
+    config: VerifyConfig, workspace: Workspace, names: Sequence[str], dataset: Dataset | None, progress: Progress
+) -> list[Fault]:
     inspections = {folder: inspect(folder) for folder in workspace.cache_folders()}
     faults = []
     progress.begin("runs", len(names), "runs")
     for name in names:
-        faults += run_faults(workspace, name, config, inspections)
+        faults += run_faults(workspace, name, config, inspections, None if dataset is None else dataset.test)
         progress.advance(1)
     progress.end()
     return faults

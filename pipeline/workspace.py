@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from features.errors import CacheError, UsageError
+from features.listing import listed
 from features.plan import MANIFEST, NEXT_MANIFEST
 
 MAX_JOINED_NAMES = 150
@@ -27,13 +28,19 @@ class Workspace:
     Raises
     ------
     UsageError
-        What is there is no folder.
+        What is there is no folder, or the system does not tell what it is.
     """
 
     root: Path
 
     def __post_init__(self) -> None:
-        if self.root.exists() and not self.root.is_dir():
+        try:
+            is_other = self.root.exists() and not self.root.is_dir()
+        except OSError as error:
+            raise UsageError(
+                f"--work must be a folder that can be read, however {self.root}: {error.strerror}"
+            ) from error
+        if is_other:
             raise UsageError(f"--work must be a folder or not be there yet, however {self.root} is none")
 
     @property
@@ -77,19 +84,16 @@ class Workspace:
 
     def has_cache(self, tag: str, split: str) -> bool:
         """Whether the cache of one split is finished."""
-        return (self.cache(tag, split) / MANIFEST).exists()
+        return any(path.name == MANIFEST for path in listed(self.cache(tag, split)))
 
     def cache_tags(self) -> list[str]:
         """The encoders that have a cache of the training videos, finished or not."""
-        if not self.embeddings.is_dir():
-            return []
-        folders = sorted(path for path in self.embeddings.iterdir() if path.is_dir())
-        return [path.name for path in folders if any((path / "train_val" / name).exists() for name in _MANIFESTS)]
+        splits = [split for tag in listed(self.embeddings) for split in listed(tag) if split.name == "train_val"]
+        return [split.parent.name for split in splits if any(path.name in _MANIFESTS for path in listed(split))]
 
     def cache_folders(self) -> list[Path]:
         """Every folder that may hold a cache: one per encoder and split, in whatever state."""
-        found = (path for path in self.embeddings.glob("*/*") if path.is_dir())
-        shown = [path for path in found if not path.parent.name.startswith(".") and not path.name.startswith(".")]
+        shown = [path for tag in _shown(self.embeddings) for path in _shown(tag) if path.is_dir()]
         return sorted(shown, key=lambda path: (path.parent.name, path.name != "train_val", path.name))
 
     def only_cache(self) -> str:
@@ -103,3 +107,8 @@ class Workspace:
 
 
 _MANIFESTS = (MANIFEST, NEXT_MANIFEST)
+
+
+def _shown(folder: Path) -> list[Path]:
+    """What lies in a folder and is not hidden."""
+    return [path for path in listed(folder) if not path.name.startswith(".")]

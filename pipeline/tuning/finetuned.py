@@ -5,14 +5,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from io import BytesIO
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Float64
 
 from features.errors import CacheError
 from features.videos import VideoTable
 from pipeline.runs import Moment, Run
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 TEST_PREDICTIONS = "test_predictions.csv"
 
@@ -47,9 +50,7 @@ def stored_predictions(run: Run, videos: VideoTable, moment: Moment) -> StoredPr
     """
     if not run.is_finetuned:
         return None
-    told = run.record.get("test_digest")
-    if told != table_digest(videos):
-        what = "has predicted no test videos" if told is None else "has predicted other videos, titles or dates"
+    if what := other_videos(run, videos):
         raise CacheError(
             f"the fine-tuned run {run.name} {what}: run `vp finetune` again for {videos.path}, or `vp predict --csv`"
         )
@@ -60,8 +61,18 @@ def stored_predictions(run: Run, videos: VideoTable, moment: Moment) -> StoredPr
         raise CacheError(f"{path} is damaged ({error}): run `vp finetune` again") from error
 
 
+def other_videos(run: Run, videos: VideoTable) -> str:
+    """Why a fine-tuned run has no predictions for `videos`; empty if it has, and for another run, which needs none."""
+    told = run.record.get("test_digest")
+    if not run.is_finetuned or told == table_digest(videos):
+        return ""
+    return "has predicted no test videos" if told is None else "has predicted other videos, titles or dates"
+
+
 def _read_predictions(raw: bytes, run: Run, videos: VideoTable, moment: Moment) -> StoredPredictions:
     """Raises ValueError or KeyError for a table that is not of this run and these videos."""
+    import pandas as pd  # noqa: PLC0415 - slow, and only who reads or writes predictions needs it
+
     table = pd.read_csv(BytesIO(raw), dtype={"id": str}, keep_default_na=False)
     if table["id"].tolist() != videos.ids * run.n_folds:
         raise ValueError("its videos are others")
@@ -73,8 +84,10 @@ def _read_predictions(raw: bytes, run: Run, videos: VideoTable, moment: Moment) 
     return StoredPredictions(log_views, np.stack(contributions, axis=1), tuple(run.modalities))
 
 
-def predictions_table(ids: Sequence[str], folds: Sequence[Mapping[str, np.ndarray]]) -> pd.DataFrame:
+def predictions_table(ids: Sequence[str], folds: Sequence[Mapping[str, np.ndarray]]) -> "pd.DataFrame":
     """As `test_predictions.csv` holds them: for each fold one row per video, with the columns of `oof.csv`."""
+    import pandas as pd  # noqa: PLC0415 - as above
+
     parts = [pd.DataFrame({"id": ids, "fold": fold, **columns}) for fold, columns in enumerate(folds)]
     return pd.concat(parts, ignore_index=True)
 

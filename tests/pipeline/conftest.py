@@ -1,5 +1,8 @@
 """A work folder with a finished cache and a run, made once and copied for every test that spoils it."""
 
+import errno
+import io
+import os
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +39,33 @@ def finished_work(tmp_path_factory, make_world, fake_encoder):
     options = {"model": ("fake",), "head": "linear", "diagnostics": False, "search": False, "name": "lines"}
     train_heads(TrainHeadsConfig(data=root / "dataset", work=root / "work", **options), Silent())
     return root
+
+
+@pytest.fixture
+def forbid(monkeypatch):
+    """Make a folder one that this user may neither list nor enter, also where the user is root."""
+
+    def forbid(folder: Path) -> None:
+        forbidden = Path.cwd() / folder
+        patched = {os: ("stat", "lstat", "listdir", "scandir"), io: ("open",)}
+        for module, names in patched.items():
+            for name in names:
+                call = getattr(module, name)
+                monkeypatch.setattr(module, name, _refusing(call, forbidden, itself=name in ("listdir", "scandir")))
+        access = os.access
+        monkeypatch.setattr(os, "access", lambda path, mode: forbidden != Path.cwd() / path and access(path, mode))
+
+    return forbid
+
+
+def _refusing(call, forbidden, *, itself):
+    def refuse(path=".", *arguments, **options):
+        place = Path.cwd() / path if isinstance(path, str | os.PathLike) else Path()
+        if forbidden in place.parents or (itself and place == forbidden):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return call(path, *arguments, **options)
+
+    return refuse
 
 
 @dataclass

@@ -187,6 +187,10 @@ def test_other_test_videos_are_refused(job):
     result = vp("submit", "--run", NAME)
     assert result.exit_code == 7
     assert "has predicted other videos" in result.output
+    for command, code in (("status", 0), ("verify", 7)):
+        told = vp(command)
+        assert (told.exit_code, "it has predicted other videos" in told.output) == (code, True)
+        assert f"vp finetune --name {NAME} --init clip_multimodal --device cpu --epochs {EPOCHS}" in told.output
 
 
 def test_verify_finds_towers_that_were_damaged(job):

@@ -311,6 +311,15 @@ def test_of_several_runs_the_user_chooses(tmp_path):
         only_run(tmp_path)
 
 
+def test_a_name_that_no_run_has_is_told_with_those_that_there_are(tmp_path):
+    for name in ("b", "a"):
+        make(tmp_path / name, name)
+    with pytest.raises(CacheError) as told:
+        open_run(tmp_path / "nope")
+    advice = "run `vp train-heads --name nope`, or name one of these"
+    assert str(told.value) == f"no run in {tmp_path / 'nope'}; there is: a, b: {advice}"
+
+
 def test_without_any_run_the_command_that_makes_one_is_named(tmp_path):
     with pytest.raises(CacheError, match="run `vp train-heads` first"):
         only_run(tmp_path / "nowhere")

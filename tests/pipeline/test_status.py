@@ -1,6 +1,7 @@
 """What `vp status` tells: true, complete, without a lock, and with the command that comes next."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,9 +9,12 @@ from pathlib import Path
 import pytest
 
 import cli
+from features.config import DatasetConfig
 from features.lock import writer_lock
+from features.videos import read_videos
 from pipeline.config import StatusConfig
 from pipeline.status import status
+from pipeline.tuning.finetuned import table_digest
 from tests.command_line import vp
 
 
@@ -160,6 +164,62 @@ def test_a_run_whose_cache_was_made_by_another_encoder_has_to_be_trained_again(j
     (run,) = facts()["runs"]
     assert run["state"] == "cache changed"
     assert "was trained on vectors of fake" in run["changes"][0]
+
+
+def test_a_run_whose_cache_is_gone_needs_the_cache_first(job):
+    shutil.rmtree(job.work / "embeddings")
+    result = vp("status")
+    assert "next: vp extract --model PATH/TO/fake\n" in result.stderr
+    assert "  `vp extract --model PATH/TO/fake` makes its cache again\n" in result.stdout
+    (job.run / "oof.csv").unlink()
+    *_, extract, train = vp("status").stdout.splitlines()
+    assert extract == "  `vp extract --model PATH/TO/fake` makes its cache again"
+    assert train.startswith("  `vp train-heads --name lines --model fake")
+
+
+def test_of_a_run_with_titles_apart_the_cache_is_made_with_titles_apart(job):
+    record = json.loads((job.run / "run.json").read_text())
+    record["sources"][1]["kind"] = "title"
+    (job.run / "run.json").write_text(json.dumps(record))
+    shutil.rmtree(job.work / "embeddings")
+    assert "next: vp extract --model PATH/TO/fake --text separate\n" in vp("status").stderr
+
+
+def test_a_fine_tuned_run_of_other_test_videos_has_to_be_tuned_again(job):
+    test = job.world.data / "test.csv"
+    test.write_text("id,title,year\nt-1,a title,2020\n")
+    as_if_tuned(job.run, table_digest(read_videos(DatasetConfig(data=job.world.data), "test")))
+    assert states() == ["whole"]
+    assert vp("status").stderr.endswith("next: vp submit --run lines\n")
+    test.write_text("id,title,year\nt-1,another title,2020\n")
+    assert states() == ["stale"]
+    result = vp("status")
+    what = f"it has predicted other videos, titles or dates, not those of {test}"
+    again = "vp finetune --name lines --init frozen --epochs 30 --batch-size 512 --lr 0.5"
+    assert f"\nlines\n  {what}\n  `{again}" in result.stdout
+    assert (result.exit_code, f"next: {again}" in result.stderr) == (0, True)
+    verified = vp("verify", "--quiet")
+    assert f"{job.run}: {what}\n" in verified.stdout
+    assert (verified.exit_code, f"`{again}" in verified.stderr) == (7, True)
+    as_if_tuned(job.run, None)
+    assert "  it has predicted no test videos, not those of" in vp("status").stdout
+
+
+def as_if_tuned(run, test_digest):
+    """Let run.json say that it was fine-tuned, and predicted test videos of this digest."""
+    record = json.loads((run / "run.json").read_text())
+    record |= {
+        "finetuned_from": {"run": "frozen", "config": {}, "frozen_modalities": [], "precision": "fp32"},
+        "towers": [{"best": "a", "final": "a"}] * 3,
+        "config": {**record["config"], "init": "frozen", "lr": 0.5},
+        "test_digest": test_digest,
+    }
+    record = {name: part for name, part in record.items() if part is not None}
+    (run / "run.json").write_text(json.dumps(record))
+
+
+def states():
+    return [run["state"] for run in facts()["runs"]]
 
 
 def test_a_run_that_cannot_be_read_is_told(job):
