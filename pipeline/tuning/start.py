@@ -16,6 +16,7 @@ from pipeline.config import FinetuneConfig
 from pipeline.found_encoder import find_encoder
 from pipeline.inputs import CHANNEL, FROM_TABLE, WORDS, Source
 from pipeline.oof import SavedOutOfFold, read_oof
+from pipeline.repairs import train_command
 from pipeline.run_record import open_whole_run, read_metrics
 from pipeline.runs import Run, read_run, run_names
 from pipeline.workspace import Workspace
@@ -78,11 +79,12 @@ def read_start(config: FinetuneConfig, workspace: Workspace, videos: VideoTable)
     heads = {fold: _additive(run, fold) for fold in range(run.n_folds)}
     read_metrics(run, *SCORES)  # what the result is held against must not turn out damaged after hours
     saved = read_oof(run)
-    plan = _plan(run, saved, videos)
+    again = f"run `{train_command(run.name, config, run.record.get('config'))}` again"
+    plan = _plan(run, saved, videos, again)
     if videos.views is None:
         raise DataError(f"{videos.path} has no column of views to learn from")
     log_views = Target(run.part("target")).to_log(videos.views.astype(np.float64))
-    _check_views(saved, log_views)
+    _check_views(saved, log_views, again)
     encoder, cached_precision = find_encoder(workspace, run, tag, config.model)
     return Start(run, sources, encoder, cached_precision, plan, heads, log_views, saved.final)
 
@@ -123,9 +125,8 @@ def _additive(run: Run, fold: int) -> FittedHeads:
     return heads
 
 
-def _plan(run: Run, saved: SavedOutOfFold, videos: VideoTable) -> FoldPlan:
+def _plan(run: Run, saved: SavedOutOfFold, videos: VideoTable, again: str) -> FoldPlan:
     told = run.part("folds")
-    again = f"run `vp train-heads --name {run.name}` again"
     if saved.ids != videos.ids:
         raise CacheError(
             f"run {run.name} was trained on {len(saved.ids)} videos that are not the {len(videos)} of {videos.path}: "
@@ -139,9 +140,6 @@ def _plan(run: Run, saved: SavedOutOfFold, videos: VideoTable) -> FoldPlan:
     return plan
 
 
-def _check_views(saved: SavedOutOfFold, log_views: Float64[np.ndarray, " video"]) -> None:
+def _check_views(saved: SavedOutOfFold, log_views: Float64[np.ndarray, " video"], again: str) -> None:
     if not np.allclose(saved.log_views, log_views, rtol=0, atol=1e-6):
-        raise CacheError(
-            f"the views in the dataset are not those that run {saved.run} was trained on: run `vp train-heads --name "
-            f"{saved.run}` again"
-        )
+        raise CacheError(f"the views in the dataset are not those that run {saved.run} was trained on: {again}")

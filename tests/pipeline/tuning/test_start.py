@@ -11,6 +11,12 @@ from pipeline.tuning.start import START_WITHIN
 from tests.command_line import copy_to_work_in, vp
 from tests.pipeline.tuning.world import make_frozen, prepared
 
+AGAIN = (
+    "vp train-heads --name clip_multimodal --model tiny --modalities image,text,age,channel --no-diagnostics "
+    "--epochs 2 --hidden-dim 16"
+)
+"""What made the run, with its own options."""
+
 
 @pytest.fixture(scope="module")
 def frozen(tmp_path_factory):
@@ -78,7 +84,9 @@ def test_options_that_make_no_sense_are_refused(job, options, told):
 def test_other_rows_are_refused(job):
     path = Path("dataset/train_val.csv")
     path.write_text("\n".join([*path.read_text().splitlines()[:-1], ""]))
-    assert "was trained on 48 videos that are not the 47" in refused(7)
+    told = refused(7)
+    assert "was trained on 48 videos that are not the 47" in told
+    assert told.endswith(f": run `{AGAIN}` again\n")
 
 
 def test_other_views_are_refused(job):
@@ -86,7 +94,9 @@ def test_other_views_are_refused(job):
     table = pd.read_csv(path, dtype=str, keep_default_na=False)
     table.loc[0, "views"] = "7"
     table.to_csv(path, index=False)
-    assert "views in the dataset are not those" in refused(7)
+    told = refused(7)
+    assert "views in the dataset are not those" in told
+    assert told.endswith(f": run `{AGAIN}` again\n")
 
 
 def test_other_folds_are_refused(job):
@@ -96,7 +106,15 @@ def test_other_folds_are_refused(job):
     record = json.loads(path.with_name("run.json").read_text())
     record["files"]["oof.csv"] = hashlib.sha256(path.read_bytes()).hexdigest()
     path.with_name("run.json").write_text(json.dumps(record))
-    assert "the folds of run clip_multimodal are not those that its run.json names" in refused(7)
+    told = refused(7)
+    assert "the folds of run clip_multimodal are not those that its run.json names" in told
+    assert told.endswith(f": run `{AGAIN}` again\n")
+
+
+def test_a_run_that_is_not_there_is_told_with_those_that_are(job):
+    assert "; there is: clip_multimodal: run `vp train-heads --name nope`, or name one of these" in refused(
+        7, "--init", "nope"
+    )
 
 
 def test_another_encoder_is_refused(job):
