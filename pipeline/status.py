@@ -152,7 +152,10 @@ def _to_extract(cache: CacheState) -> list[str]:
         names = ", ".join(shard.file for shard in found.missing[:LISTED])
         more = ", ..." if len(found.missing) > LISTED else ""
         lines.append(f"shards missing or unreadable: {len(found.missing)} ({names}{more})")
-    return lines + (cache.staleness.told if cache.staleness is not None else [])
+    if cache.staleness is None:
+        return lines
+    unreadable = cache.staleness.unreadable_told
+    return [*lines, *cache.staleness.told, *([f"{unreadable}: make the files readable"] if unreadable else [])]
 
 
 def _leftover_lines(found: Inspection) -> list[str]:

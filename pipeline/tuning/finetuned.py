@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from io import BytesIO
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
@@ -13,9 +13,6 @@ from jaxtyping import Float64
 from features.errors import CacheError
 from features.videos import VideoTable
 from pipeline.runs import Moment, Run
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 TEST_PREDICTIONS = "test_predictions.csv"
 
@@ -84,8 +81,8 @@ def _read_predictions(raw: bytes, run: Run, videos: VideoTable, moment: Moment) 
     return StoredPredictions(log_views, np.stack(contributions, axis=1), tuple(run.modalities))
 
 
-def predictions_table(ids: Sequence[str], folds: Sequence[Mapping[str, np.ndarray]]) -> "pd.DataFrame":
-    """As `test_predictions.csv` holds them: for each fold one row per video, with the columns of `oof.csv`."""
+def predictions_table(ids: Sequence[str], folds: Sequence[Mapping[str, np.ndarray]]) -> Any:
+    """A pandas table as `test_predictions.csv` holds it: one row per fold and video, with the columns of `oof.csv`."""
     import pandas as pd  # noqa: PLC0415 - as above
 
     parts = [pd.DataFrame({"id": ids, "fold": fold, **columns}) for fold, columns in enumerate(folds)]
