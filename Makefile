@@ -23,7 +23,7 @@ demo: $(INSTALLED)  ## install, then run the main job on a drawn dataset (offlin
 # more than they save. The tests of a file stay together, because they share what they build.
 TEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses auto
 
-FAST := --dist loadfile -m 'not slow'
+FAST := --dist loadfile -m 'not slow and not gpu'
 
 # What annotations say of shapes and types is compared with every call, which takes as long as the tests themselves.
 CHECKED := --jaxtyping-packages=features,heads,pipeline,beartype.beartype

@@ -128,7 +128,8 @@ def _run(stage: Callable[[Console], Outcome], console: Console, *, json: bool) -
         outcome = Outcome([], error=error)
     except MemoryError as error:
         console.end()
-        outcome = Outcome([], error=UsageError(f"there is not enough memory for that ({error}): {_LESS_MEMORY}"))
+        what = f" ({error})" if str(error) else ""
+        outcome = Outcome([], error=UsageError(f"there is not enough memory for that{what}: {_LESS_MEMORY}"))
     except (KeyboardInterrupt, Terminated) as signalled:
         console.end()
         console.error("stopped; what was there before, and whatever was finished, is kept: run the same command again")

@@ -64,10 +64,10 @@ def compare(options: argparse.Namespace, data: Path) -> None:
             print(f"{name:<24} {rates[name][-1]:7.2f} videos/s", flush=True)
     medians = {name: statistics.median(values) for name, values in rates.items()}
     print(f"medians: {', '.join(f'{name} {value:.2f}' for name, value in medians.items())}")
-    ours = max(value for name, value in medians.items() if name.startswith("vp"))
+    ours = max((value for name, value in medians.items() if name.startswith("vp")), default=0.0)
     others = [value for name, value in medians.items() if name != "forward" and not name.startswith("vp")]
     for what, theirs in (("forward", [medians["forward"]] if "forward" in medians else []), ("the best rival", others)):
-        if theirs:
+        if ours and theirs:
             print(f"vp against {what} {ours / max(theirs):.3f}")
 
 

@@ -6,8 +6,9 @@
 
 The steps are those of the command itself: crops, both towers, heads, clipping, AdamW and the moving average; with
 `--data` of real thumbnails and titles, which its feed decodes meanwhile, else of drawn ones that are at hand. The
-device is waited for before the first and after the last step that is timed. FLOPs are counted as 2 per parameter of a
-block and token forwards and 4 backwards; recomputed activations do not count. The memory is the highest of the process,
+device is waited for before the first and after the last step that is timed. FLOPs are those of
+`pipeline.tuning.memory.estimate`: 2 per parameter of a block and token forwards, 4 backwards through blocks that are
+trained whole, 2 through others; recomputed activations do not count. The memory is the highest of the process,
 so checkpointing is compared by two calls. Losses are of epochs over the same rows: they fall if anything is learned.
 """
 

@@ -8,6 +8,7 @@ longer than `--seconds`, or fails, is told and left behind: a GPU that is lent f
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -25,14 +26,17 @@ def main() -> None:
         print(f"\n=== {name}: {' '.join(arguments)}", flush=True)
         start = time.perf_counter()
         environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
+        process = subprocess.Popen(
+            [sys.executable, *arguments], cwd=HERE.parent, env=environment, start_new_session=True
+        )
         try:
-            subprocess.run(
-                [sys.executable, *arguments], check=True, timeout=options.seconds, cwd=HERE.parent, env=environment
-            )
-        except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
+            code = process.wait(options.seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # with the commands it has started, which would go on
+            code = process.wait()
+        if code:
             failed.append(name)
-            print(f"--- {error}", flush=True)
-        print(f"--- {name}: {time.perf_counter() - start:.0f} s", flush=True)
+        print(f"--- {name}: {time.perf_counter() - start:.0f} s, exit code {code}", flush=True)
     print(f"\nnot finished: {', '.join(failed) or 'none'}")
 
 

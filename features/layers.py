@@ -41,7 +41,7 @@ def unfrozen(depths: Mapping[str, int], blocks: int, which: str) -> list[str]:
     >>> unfrozen({"embed": 0, "first": 1, "second": 2, "head": 3}, 2, "last:1")
     ['second', 'head']
     """
-    least = 0 if which == "all" else max(blocks - last_blocks(which) + 1, 0)
+    least = 0 if which == "all" else max(blocks - last_blocks(which) + 1, 1)
     return [name for name, depth in depths.items() if depth >= least]
 
 

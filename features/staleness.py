@@ -111,6 +111,11 @@ class Staleness:
         return not any(self.counts.values())
 
     @property
+    def is_only_unreadable(self) -> bool:
+        """Whether nothing is known to differ, but some thumbnails cannot be read."""
+        return self.unreadable.count > 0 and sum(self.counts.values()) == self.unreadable.count
+
+    @property
     def is_only_touched(self) -> bool:
         """Whether only the times of some thumbnails speak against the cache."""
         return self.touched.count > 0 and sum(self.counts.values()) == self.touched.count
@@ -238,5 +243,5 @@ class _Comparison:
 def _digest_now(thumbnail: Path | Status) -> bytes | None:
     """What a vector of the file would be made from; None where there is a file that cannot be read."""
     data = read_source(thumbnail)
-    is_kept_from_us = data == Status.UNREADABLE and isinstance(thumbnail, Path) and thumbnail.is_file()
-    return None if is_kept_from_us else digest_of(data)
+    is_something_else = isinstance(thumbnail, Path) and not thumbnail.is_file()  # such as a folder or a pipe
+    return None if data == Status.UNREADABLE and not is_something_else else digest_of(data)

@@ -91,6 +91,8 @@ class _Ticket(Generic[Job]):
 class Supervisor(Generic[Job, Result]):
     """Worker processes, one per name in `devices`; a context manager, at whose end no process is left.
 
+    Only one that no signal ends, because it waits inside a driver, is left behind, and its device with it.
+
     Parameters
     ----------
     setup
@@ -346,7 +348,7 @@ class _Slot(Generic[Job]):
         self.process.join(GRACE_SECONDS)
         code = self.process.exitcode
         self._close()
-        if code is None:  # it waits inside a driver, where no signal reaches it, and will keep its device
+        if code is None:  # it will keep its device
             self.is_retired = True
             return "cannot be ended"
         if was_alive and code == -signal.SIGKILL:
@@ -378,7 +380,9 @@ class _Slot(Generic[Job]):
             thread.join(PIPES_SECONDS)
         if not any(thread.is_alive() for thread in self.threads):
             self.connection.close()
-        if self.process.exitcode is not None:
+        if self.process.exitcode is None:  # it waits inside a driver, where no signal reaches it
+            multiprocessing.process._children.discard(self.process)  # type: ignore[attr-defined]  # or Python waits too
+        else:
             self.process.close()
         self.is_running = False
 

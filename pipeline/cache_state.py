@@ -49,6 +49,8 @@ class CacheState:
             return "not compared"
         if self.staleness.is_fresh:
             return "fresh"
+        if self.staleness.is_only_unreadable:
+            return "not readable"
         return "touched" if self.staleness.is_only_touched else "stale"
 
     @property

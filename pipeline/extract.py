@@ -26,7 +26,7 @@ from pipeline.devices import auto_precision, choose_devices, cores, device_name
 from pipeline.extracted import outcome, tell_bad_rows
 from pipeline.int8_gate import INT8, int8_record
 from pipeline.outcome import Outcome
-from pipeline.parts import AUTO, choose_part, own_devices
+from pipeline.parts import choose_part, own_devices
 from pipeline.workspace import Workspace
 
 CPU_BATCH, GPU_BATCH = 32, 256
@@ -89,7 +89,7 @@ def extract(config: ExtractConfig, progress: Progress) -> Outcome:
 def _devices(config: ExtractConfig) -> list[str]:
     """One name for each process."""
     devices = choose_devices(config.device, config.gpus)
-    if config.num_shards == AUTO and not config.gpus:
+    if config.num_shards != ExtractConfig.num_shards and config.shard_index is None and not config.gpus:
         devices = own_devices(devices, os.environ)
     if config.workers is None:
         return devices

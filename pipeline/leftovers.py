@@ -94,8 +94,8 @@ class Scope:
         if self.whole:
             folders += [*self.caches, *dict.fromkeys(cache.parent for cache in self.caches)]
         for folder in folders:
-            if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
-                with contextlib.suppress(OSError):  # somebody has just put something there
+            with contextlib.suppress(OSError):  # it cannot be read, or somebody has just put something there
+                if folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
                     folder.rmdir()
 
 

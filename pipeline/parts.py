@@ -86,17 +86,30 @@ def choose_part(shard_index: int | None, num_shards: str, environ: Mapping[str, 
 
 
 def own_devices(devices: Sequence[str], environ: Mapping[str, str]) -> list[str]:
-    """Those of a machine's devices that are ours, where a scheduler has started several tasks on it: one each.
+    """Those of a machine's devices that are ours, where a scheduler has started several tasks on it.
 
     >>> own_devices(["cuda:0", "cuda:1"], {"RANK": "3", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"})
     ['cuda:1']
     """
     for scheduler in _SCHEDULERS:
         if scheduler.local and scheduler.local in environ and scheduler.index in environ:
-            tasks = re.match(r"\d+", environ.get(scheduler.per_machine, "1"))
-            if len(devices) > 1 and tasks and int(tasks[0]) > 1:
-                return [devices[_number(scheduler.local, environ[scheduler.local]) % len(devices)]]
+            place = _number(scheduler.local, environ[scheduler.local])
+            tasks = _tasks_here(environ.get(scheduler.per_machine, "1"), environ.get("SLURM_NODEID", "0"))
+            if tasks > 1 and "SLURM_GPUS_PER_TASK" not in environ:  # with it a task sees its own alone
+                return list(devices[place::tasks]) or [devices[place % len(devices)]]
     return list(devices)
+
+
+def _tasks_here(per_machine: str, machine: str) -> int:
+    """How many tasks a machine has, where it is told for each of them, such as 4(x2),3; 1 if it is not told.
+
+    >>> _tasks_here("4(x2),3", "2"), _tasks_here("8", "0"), _tasks_here("", "0")
+    (3, 8, 1)
+    """
+    counts: list[int] = []
+    for count, _, times in re.findall(r"(\d+)(\(x(\d+)\))?", per_machine):
+        counts += [int(count)] * int(times or 1)
+    return counts[min(_number("SLURM_NODEID", machine), len(counts) - 1)] if counts else 1
 
 
 def _index(scheduler: _Scheduler, environ: Mapping[str, str]) -> int:

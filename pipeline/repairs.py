@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any
 
 from features.extract_command import command_for
@@ -27,7 +28,9 @@ def train_command(name: str, config: WorkConfig, trained_with: Any = None) -> st
     >>> train_command("tuned", WorkConfig(), {"init": "clip", "model": ["tiny"], "lr": 0.1, "head": "linear"})
     'vp finetune --name tuned --init clip --lr 0.1'
     """
-    known = trained_with if isinstance(trained_with, Mapping) else {}
+    known = dict(trained_with) if isinstance(trained_with, Mapping) else {}
+    if known.get("fold_file"):
+        known["fold_file"] = f"PATH/TO/{PurePath(str(known['fold_file'])).name}"  # of which only the name is stored
     if known.get("init"):
         stage, options = "finetune", flags_of(FinetuneConfig, known, SHARED | {"name", "model"})
     else:

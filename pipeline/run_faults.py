@@ -45,7 +45,7 @@ def run_faults(
     except CacheError as error:
         return [Fault(folder, _plain(str(error)), f"`{train_command(name, config, trained_with)}`")]
     state = run_state(run, config, workspace, inspections, test)
-    again = f"`{state.again}`"
+    again = f"`{state.again}`" if state.again else f"let this user read {folder}"
     checked = _Run(run, again)
     faults = []
     for check in (checked.files, checked.checkpoints, checked.folds, checked.score):
@@ -57,7 +57,9 @@ def run_faults(
             faults.append(Fault(folder, _plain(str(error)), again))
         except (TypeError, KeyError, AttributeError, ValueError) as error:
             faults.append(Fault(folder, f"its {check.__name__} cannot be checked ({error!r})", again))
-    faults += [Fault(folder, change.what, f"`{repair_of(change, state.again, config)}`") for change in state.changes]
+    for change in state.changes:
+        repair = repair_of(change, state.again, config)
+        faults.append(Fault(folder, change.what, f"`{repair}`" if repair else again))
     return faults
 
 

@@ -78,6 +78,7 @@ def run_state(
     changes: list[Change] = []
     notes: list[str] = []
     facts: dict[str, Any] = {"name": run.name}
+    is_readable = True
     try:
         check_record(run)
         facts |= _facts(run)
@@ -94,22 +95,24 @@ def run_state(
                 notes += _row_changes(tag, ids, inspection)
         if test is not None and (other := other_videos(run, test)):
             changes.append(Change("", f"it {other}, not those of {test.path}"))
-    except PermissionError as error:
-        faults.append(str(UnreadableError(run.folder, error)))
+    except (PermissionError, UnreadableError) as error:
+        is_readable = False
+        faults.append(str(error if isinstance(error, UnreadableError) else UnreadableError(run.folder, error)))
     except CacheError as error:
         faults.append(str(error))
     except (TypeError, KeyError, AttributeError, ValueError) as error:
         faults.append(f"its run.json is not whole ({error!r})")
-    again = train_command(run.name, config, run.record.get("config"))
+    again = train_command(run.name, config, run.record.get("config")) if is_readable else ""
     return RunState(run.name, again, facts, faults, changes, notes)
 
 
 def cache_changes(tag: str, encoder: str, kinds: list[str], inspection: Inspection | None) -> list[Change]:
     """Why the cache of an encoder is not the one that a run was trained on; nothing if it is."""
     plan = None if inspection is None else inspection.plan
+    if inspection is not None and plan is None and inspection.faults:
+        return []  # the cache's own faults say why nothing is known of it
     if plan is None:
-        state = "is not there" if inspection is None or not inspection.faults else "cannot be read"
-        what = f"it was trained on the cache {tag}, which {state}"
+        what = f"it was trained on the cache {tag}, which is not there"
         return [Change(tag, what, is_missing=True, kinds=kinds)]
     if plan.encoder != encoder:
         what = f"it was trained on vectors of {tag} {encoder[:12]}, the cache was made by {plan.encoder[:12]}"

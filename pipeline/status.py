@@ -138,6 +138,8 @@ def _details(cache: CacheState) -> list[str]:
             f"thumbnails were written or copied since, in shards of {cache.staleness.touched.rows}: `--hash` tells "
             f"which have another content, `{cache.extract}` encodes just those"
         )
+    if cache.staleness is not None and cache.staleness.unreadable_told:
+        lines.append(f"{cache.staleness.unreadable_told}: make the files readable")
     return lines + _leftover_lines(found)
 
 
@@ -152,10 +154,7 @@ def _to_extract(cache: CacheState) -> list[str]:
         names = ", ".join(shard.file for shard in found.missing[:LISTED])
         more = ", ..." if len(found.missing) > LISTED else ""
         lines.append(f"shards missing or unreadable: {len(found.missing)} ({names}{more})")
-    if cache.staleness is None:
-        return lines
-    unreadable = cache.staleness.unreadable_told
-    return [*lines, *cache.staleness.told, *([f"{unreadable}: make the files readable"] if unreadable else [])]
+    return lines + (cache.staleness.told if cache.staleness is not None else [])
 
 
 def _leftover_lines(found: Inspection) -> list[str]:
@@ -195,7 +194,7 @@ def _repairs(config: StatusConfig, run: RunState) -> list[str]:
     """The commands that mend a run, in their order: it is trained on caches that are there."""
     wanted = [run.again] if run.faults and run.again else []
     wanted += [repair_of(change, run.again, config) for change in run.changes]
-    return sorted(dict.fromkeys(wanted), key=lambda command: command == run.again)
+    return sorted(dict.fromkeys(filter(None, wanted)), key=lambda command: command == run.again)
 
 
 def _next(config: StatusConfig, dataset: Dataset | None, caches: Sequence[CacheState], runs: Sequence[RunState]) -> str:

@@ -134,7 +134,7 @@ class Noon(datetime):
 
 
 def stop_the_clock(patch: pytest.MonkeyPatch) -> None:
-    for module in ("features.cache", "pipeline.train_heads", "pipeline.submit"):
+    for module in ("features.cache", "pipeline.run_files", "pipeline.submit"):
         patch.setattr(f"{module}.datetime", Noon)
     patch.setattr("pipeline.train_heads.time", SimpleNamespace(monotonic=lambda: 0.0))
 

@@ -15,13 +15,12 @@ from features.encoders import resolve_encoder
 from features.families import load_encoder
 from pipeline.drawn_dataset import draw_dataset
 from pipeline.runs import open_run
+from pipeline.tuning.steps import _clip
 from tests.command_line import last_json, vp
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
 
 GPU = "cuda:0"
-if not torch.cuda.is_available():
-    pytest.skip("there is no GPU", allow_module_level=True)
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +109,17 @@ def test_a_batch_that_does_not_fit_is_encoded_in_parts(config, pixels):
 def test_a_compiled_tower_gives_the_same_directions(config, pixels):
     plain, compiled = loaded(config, GPU, "bf16"), loaded(config, GPU, "bf16", compiled=True)
     assert cosines(plain.encode_images(pixels[:64]), compiled.encode_images(pixels[:64])).min() > 0.99
+
+
+def test_a_gradient_is_clipped_without_waiting_for_the_device():
+    parameters = {name: torch.nn.Parameter(torch.ones(64, 64, device=GPU)) for name in ("image.a", "heads.b")}
+    sum(parameter.square().sum() for parameter in parameters.values()).backward()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        norm = _clip(parameters)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert float(norm) > 0
 
 
 @pytest.fixture(scope="module")

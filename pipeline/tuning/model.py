@@ -18,8 +18,9 @@ from pipeline.tuning.batches import Batch, RowFeed
 from pipeline.tuning.towers import TrainedTowers, Values, copied, put
 
 HEAD_WEIGHT_DECAY = 0.01
-EMBED_ROWS = 64
-"""Rows at a time without gradients, at least: nothing is kept of them, and more keep a GPU busy."""
+EMBED_TIMES = 4
+"""So many times the rows of a training batch are taken without gradients: nothing is kept of them, and more keep a GPU
+busy."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +47,7 @@ class TunedModel:
         self._towers, self.kind_of, self.device = towers, kind_of, torch.device(device)
         self.heads = heads.to(self.device)
         self._bf16 = precision == "bf16"
-        self._embed_rows = max(config.batch_size, EMBED_ROWS)
+        self._embed_rows = EMBED_TIMES * config.batch_size
         of_heads = {f"heads.{name}": parameter for name, parameter in self.heads.named_parameters()}
         self.parameters: dict[str, torch.nn.Parameter] = towers.parameters | of_heads
         self.parameter_groups = [*towers.groups, *self.heads.parameter_groups(config.head_lr, HEAD_WEIGHT_DECAY)]

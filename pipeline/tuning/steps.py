@@ -199,15 +199,15 @@ def _clip(parameters: Mapping[str, torch.nn.Parameter]) -> torch.Tensor:
 
     A parameter that no row of a step reached has a gradient of 0, so that all count the same steps.
     """
-    norms = torch.zeros(())
+    norms = []
     for of_heads in (True, False):
         part = [parameter for name, parameter in parameters.items() if name.startswith("heads.") is of_heads]
         for parameter in part:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         if part:
-            norms = norms.to(part[0].device) + torch.nn.utils.clip_grad_norm_(part, CLIP_NORM)
-    return norms
+            norms.append(torch.nn.utils.clip_grad_norm_(part, CLIP_NORM))
+    return torch.stack(norms).sum()
 
 
 @torch.no_grad()

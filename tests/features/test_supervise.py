@@ -1,5 +1,6 @@
 """Work is done exactly once, whatever its workers do: die, hang, raise, or lose their supervisor."""
 
+import multiprocessing
 import os
 import re
 import signal
@@ -231,6 +232,8 @@ def test_a_worker_that_no_signal_ends_is_left_behind_with_its_device(tmp_path, m
     assert sorted(done) == list(range(6))
     assert len(warnings) == 1
     assert warnings[0].endswith("; the device is given up")
+    assert immortal[0].is_alive()
+    assert immortal[0] not in multiprocessing.active_children()  # which Python waits for at its end
     monkeypatch.undo()
     immortal[0].kill()
     immortal[0].join()

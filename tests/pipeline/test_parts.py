@@ -73,9 +73,16 @@ SLURM = {"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8"}
         (GPUS, TORCHRUN, ["cuda:2"]),
         (["cuda:0"], TORCHRUN, ["cuda:0"]),  # the scheduler has shown each task its own
         (GPUS[:2], TORCHRUN, ["cuda:0"]),  # more tasks than GPUs
+        (GPUS, TORCHRUN | {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, ["cuda:1", "cuda:3"]),  # fewer
         (GPUS, TORCHRUN | {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}, GPUS),  # a task for each machine
         (GPUS, SLURM | {"SLURM_LOCALID": "1", "SLURM_STEP_TASKS_PER_NODE": "4(x2)"}, ["cuda:1"]),
         (GPUS, SLURM | {"SLURM_LOCALID": "0", "SLURM_STEP_TASKS_PER_NODE": "1(x8)"}, GPUS),
+        (GPUS, SLURM | {"SLURM_LOCALID": "2", "SLURM_STEP_TASKS_PER_NODE": "1,4", "SLURM_NODEID": "1"}, ["cuda:2"]),
+        (
+            GPUS[:2],
+            SLURM | {"SLURM_LOCALID": "1", "SLURM_STEP_TASKS_PER_NODE": "4", "SLURM_GPUS_PER_TASK": "2"},
+            GPUS[:2],
+        ),
         (GPUS, {"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, GPUS),  # left over from something else
     ],
 )

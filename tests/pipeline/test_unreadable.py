@@ -90,7 +90,7 @@ def test_a_cache_that_cannot_be_read_is_a_fault_and_the_rest_goes_on(job, forbid
     assert told.exit_code == 7
     assert lines_of(told, "fake/train_val")[0].endswith("damaged")
     assert f"  {job.cache} {TOLD}: let this user read {job.cache}\n" in told.stdout
-    assert "  it was trained on the cache fake, which cannot be read\n" in told.stdout
+    assert "it was trained on the cache" not in told.stdout  # nobody can tell whether it still is that cache
     verified = vp("verify", "--quiet")
     assert (verified.exit_code, f"{job.cache} {TOLD}" in verified.stdout) == (7, True)
 
