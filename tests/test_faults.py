@@ -141,7 +141,6 @@ def stop_the_clock(patch: pytest.MonkeyPatch) -> None:
 
 def stop_the_clock_of_finetune(patch: pytest.MonkeyPatch) -> None:
     """Apart, as its modules import torch."""
-    patch.setattr("pipeline.tuning.result.datetime", Noon)
     for module in ("pipeline.finetune", "pipeline.tuning.loop"):
         patch.setattr(f"{module}.time", SimpleNamespace(monotonic=lambda: 0.0))
 
