@@ -108,16 +108,16 @@ class DateReader:
 
     @property
     def last_day(self) -> date:
-        """The last day that is believed."""
+        """The last day that is believed: tomorrow, which it is already somewhere."""
         return min(self.today, date.max - _DAY) + _DAY
 
     @cached_property
     def _first_second(self) -> int:
-        return utc_second(f"{FIRST_YEAR}-01-01")
+        return utc_second(self.first_day.isoformat())
 
     @cached_property
     def _end_second(self) -> int:
-        return utc_second(self.today.isoformat()) + 2 * 86_400  # the end of tomorrow
+        return utc_second(self.last_day.isoformat()) + 86_400
 
 
 def ages_years(

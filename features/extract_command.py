@@ -1,6 +1,7 @@
 """`vp extract` for one cache, as a user would type it."""
 
 import shlex
+from collections.abc import Iterable
 
 from features.encoders import TINY
 from features.kinds import IMAGE, KINDS, SEPARATE, TEXT
@@ -29,10 +30,19 @@ def model_of(tag: str, plan: CachePlan | None = None) -> str:
     return source if "/" in source else f"PATH/TO/{source or tag}"
 
 
+def text_option(kinds: Iterable[str]) -> str:
+    """The option that titles and descriptions of their own take, after a space; empty for other kinds.
+
+    >>> text_option(["image", "title"]), text_option(["image", "text"])
+    (' --text separate', '')
+    """
+    return " --text separate" if any(kind in SEPARATE for kind in kinds) else ""
+
+
 def _kinds(plan: CachePlan | None) -> str:
     """The options that lead to the kinds of vector in a cache."""
     kinds = {IMAGE, TEXT} if plan is None else set(plan.dims)
-    is_separate = not kinds.isdisjoint(SEPARATE)
-    every = {IMAGE, *SEPARATE} if is_separate else {IMAGE, TEXT}
+    separate = text_option(kinds)
+    every = {IMAGE, *SEPARATE} if separate else {IMAGE, TEXT}
     some = f" --modalities {','.join(kind for kind in KINDS if kind in kinds)}" if kinds != every else ""
-    return (" --text separate" if is_separate else "") + some
+    return separate + some

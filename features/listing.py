@@ -22,5 +22,20 @@ def listed(folder: Path) -> list[Path]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
-        raise CacheError(f"{folder} cannot be read: {error.strerror}: let this user read {folder}") from error
+        raise _unreadable(folder, error) from error
     return found
+
+
+def is_there(path: Path) -> bool:
+    """Whether something has this name; raises CacheError as `listed` does, where the system does not tell."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise _unreadable(path.parent, error) from error
+    return True
+
+
+def _unreadable(folder: Path, error: OSError) -> CacheError:
+    return CacheError(f"{folder} cannot be read: {error.strerror}: let this user read {folder}")

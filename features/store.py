@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float16, Int, UInt8
 
 from features.errors import CacheError
 from features.extract_command import command_for
-from features.listing import listed
+from features.listing import is_there, listed
 from features.plan import MANIFEST, NEXT_MANIFEST, CachePlan, PlannedShard, read_plan
 from features.shards import FILE_NAME, Shard, ShardMemory, max_shard_bytes, read_shard
 from features.status import Status
@@ -76,10 +76,9 @@ class EmbeddingStore:
             There is none, it is not finished (the message says how far it is), it cannot be read, or its manifest is
             damaged.
         """
-        there = listed(folder)
-        plan = read_plan(folder / MANIFEST)
+        plan = read_plan(folder / MANIFEST) if is_there(folder / MANIFEST) else None
         if plan is None:
-            raise CacheError(_unfinished(folder, there))
+            raise CacheError(_unfinished(folder))
         if not plan.is_complete:
             again = command_for(folder.parent.name, plan)
             raise CacheError(f"{folder / MANIFEST} does not name all its shards: run `{again}` again")
@@ -162,7 +161,8 @@ def _joined(parts: Sequence[Embeddings]) -> Embeddings:
     )
 
 
-def _unfinished(folder: Path, found: Sequence[Path]) -> str:
+def _unfinished(folder: Path) -> str:
+    found = listed(folder)
     pending = read_plan(folder / NEXT_MANIFEST)
     if pending is None:
         return f"no embeddings in {folder}: run `{command_for(folder.parent.name)}`"

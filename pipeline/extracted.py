@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
-from features.cache import CacheSummary
+from features.cache import BadRow, CacheSummary
 from features.errors import TooManyBadRowsError
 from features.progress import Progress
 from features.videos import VideoTable
@@ -22,22 +22,21 @@ def tell_bad_rows(videos: VideoTable, summary: CacheSummary, progress: Progress)
     """Name the first rows that have no usable thumbnail or text, and count the rest."""
     if not summary.bad_rows:
         return
-    counts = Counter(row.status for row in summary.bad_rows)
+    counts = Counter(bad.status for bad in summary.bad_rows)
     told = ", ".join(f"{count} {status}" for status, count in counts.most_common())
     progress.warn(
         f"{videos.split}: {len(summary.bad_rows)} of {summary.rows} rows have a bad thumbnail or text ({told})"
     )
-    bad_rows = _bad_rows(videos, summary)
-    for bad in bad_rows[:BAD_ROWS_SHOWN]:
+    for bad in _named(videos, summary.bad_rows[:BAD_ROWS_SHOWN]):
         progress.note(f"  {videos.path.name} line {bad['line']}: id {bad['id']}, {bad['kind']} {bad['status']}")
-    if len(bad_rows) > BAD_ROWS_SHOWN:
-        progress.note(f"  and {len(bad_rows) - BAD_ROWS_SHOWN} more: the same command with --json names them all")
+    if (more := len(summary.bad_rows) - BAD_ROWS_SHOWN) > 0:
+        progress.note(f"  and {more} more: the same command with --json names them all")
 
 
-def _bad_rows(videos: VideoTable, summary: CacheSummary) -> list[dict[str, Any]]:
+def _named(videos: VideoTable, bad_rows: Sequence[BadRow]) -> list[dict[str, Any]]:
     return [
         {"line": int(videos.line[bad.row]), "id": videos.ids[bad.row], "kind": bad.kind, "status": bad.status}
-        for bad in summary.bad_rows
+        for bad in bad_rows
     ]
 
 
@@ -65,10 +64,7 @@ def outcome(
         "shards_missing": missing,
         "part": f"{chosen.part.number}/{chosen.part.of}",
         "seconds": round(seconds, 3),
-        "splits": {
-            videos.split: _facts(summaries[videos.split]) | {"bad_rows": _bad_rows(videos, summaries[videos.split])}
-            for videos in tables
-        },
+        "splits": {videos.split: _facts(videos, summaries[videos.split]) for videos in tables},
     }
     error = None
     made = sum(_rows_made(summary) for summary in every)
@@ -118,7 +114,7 @@ def _waited(summaries: Mapping[str, CacheSummary]) -> list[str]:
     return [f"seconds that workers waited for: {told}"] if told else []
 
 
-def _facts(summary: CacheSummary) -> dict[str, Any]:
+def _facts(videos: VideoTable, summary: CacheSummary) -> dict[str, Any]:
     return {
         "rows": summary.rows,
         "statuses": {kind: dict(counts) for kind, counts in summary.statuses.items()},
@@ -126,4 +122,5 @@ def _facts(summary: CacheSummary) -> dict[str, Any]:
         "vectors_encoded": summary.vectors_encoded,
         "vectors_copied": summary.vectors_copied,
         "timing": summary.timing.to_dict(),
+        "bad_rows": _named(videos, summary.bad_rows),
     }

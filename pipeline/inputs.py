@@ -11,8 +11,7 @@ from jaxtyping import Int32, Int64, Shaped, UInt8
 
 from features.dates import ages_years, calendar_columns
 from features.errors import CacheError, UsageError
-from features.extract_command import model_of
-from features.kinds import SEPARATE
+from features.extract_command import model_of, text_option
 from features.plan import CachePlan
 from features.store import EmbeddingStore
 from features.videos import VideoTable
@@ -117,11 +116,12 @@ def open_stores(workspace: Workspace, sources: Sequence[Source], split: str) -> 
     for source in sources:
         if source.tag and source.tag not in stores:
             stores[source.tag] = EmbeddingStore.open(workspace.cache(source.tag, split))
-        if source.tag and source.kind not in stores[source.tag].plan.dims:
-            folder = stores[source.tag].folder
-            separate = " --text separate" if source.kind in SEPARATE else ""
-            extract = f"vp extract --model {shlex.quote(model_of(source.tag, stores[source.tag].plan))}{separate}"
-            raise CacheError(f"the cache in {folder} has no {source.kind}: run `{extract}`")
+        store = stores.get(source.tag)
+        if store is not None and source.kind not in store.plan.dims:
+            model, separate = shlex.quote(model_of(source.tag, store.plan)), text_option([source.kind])
+            raise CacheError(
+                f"the cache in {store.folder} has no {source.kind}: run `vp extract --model {model}{separate}`"
+            )
     return stores
 
 

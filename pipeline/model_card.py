@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from features.kinds import SEPARATE
+from features.extract_command import model_of, text_option
 from features.videos import VideoTable
 from pipeline.config import FinetuneConfig, TrainHeadsConfig
 from pipeline.settings import flags_of
@@ -157,11 +157,9 @@ _SPLITS = {
 def _reproduce(facts: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
     lines = ["## Making it again", "", "In a folder that holds the dataset:", "", "```console"]
-    apart = {source["tag"] for source in facts["sources"] if source["kind"] in SEPARATE}
-    lines += [
-        f"$ vp extract --model {shlex.quote(tag)}{' --text separate' if tag in apart else ''}"
-        for tag in facts["encoders"]
-    ]
+    for tag in facts["encoders"]:
+        kinds = [source["kind"] for source in facts["sources"] if source["tag"] == tag]
+        lines.append(f"$ vp extract --model {shlex.quote(model_of(tag))}{text_option(kinds)}")
     tuned = facts.get("finetuned_from")
     trained_with = facts["config"] if tuned is None else tuned["config"]
     lines.append(f"$ vp train-heads{flags_of(TrainHeadsConfig, trained_with, _FOLDERS)}")

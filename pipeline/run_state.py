@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from features.errors import CacheError
+from features.extract_command import text_option
 from features.inspection import Inspection
-from features.kinds import SEPARATE
 from features.videos import VideoTable
 from pipeline.config import WorkConfig
 from pipeline.dataset import TRAIN
@@ -125,8 +125,7 @@ def repair_of(change: Change, again: str, config: WorkConfig) -> str:
     """The command that mends a change: a cache that is missing is made, for any other the run is trained `again`."""
     if not change.is_missing:
         return again
-    separate = "" if set(change.kinds).isdisjoint(SEPARATE) else " --text separate"
-    return f"{extract_command(change.tag, None, config)}{separate}"
+    return f"{extract_command(change.tag, None, config)}{text_option(change.kinds)}"
 
 
 def run_ids(run: Run) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from features.errors import CacheError, UsageError
-from features.listing import listed
+from features.listing import is_there, listed
 from features.plan import MANIFEST, NEXT_MANIFEST
 
 MAX_JOINED_NAMES = 150
@@ -84,12 +84,12 @@ class Workspace:
 
     def has_cache(self, tag: str, split: str) -> bool:
         """Whether the cache of one split is finished."""
-        return any(path.name == MANIFEST for path in listed(self.cache(tag, split)))
+        return is_there(self.cache(tag, split) / MANIFEST)
 
     def cache_tags(self) -> list[str]:
         """The encoders that have a cache of the training videos, finished or not."""
-        splits = [split for tag in listed(self.embeddings) for split in listed(tag) if split.name == "train_val"]
-        return [split.parent.name for split in splits if any(path.name in _MANIFESTS for path in listed(split))]
+        tags = listed(self.embeddings)
+        return [tag.name for tag in tags if any(is_there(tag / "train_val" / name) for name in _MANIFESTS)]
 
     def cache_folders(self) -> list[Path]:
         """Every folder that may hold a cache: one per encoder and split, in whatever state."""

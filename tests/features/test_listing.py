@@ -5,10 +5,10 @@ import os
 import pytest
 
 from features.errors import CacheError
-from features.listing import listed
+from features.listing import is_there, listed
 
 
-def refuse(*_arguments):
+def refuse(*_arguments, **_options):
     raise PermissionError(13, "Permission denied")
 
 
@@ -21,6 +21,16 @@ def test_what_lies_there_is_listed_by_name(tmp_path):
 def test_where_there_is_no_folder_nothing_lies(tmp_path):
     (tmp_path / "file").touch()
     assert listed(tmp_path / "nowhere") == listed(tmp_path / "file") == []
+
+
+def test_a_name_is_there_or_not_or_nobody_may_tell(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    assert is_there(tmp_path / "file")
+    assert not is_there(tmp_path / "nowhere")
+    assert not is_there(tmp_path / "file" / "below")
+    monkeypatch.setattr(os, "stat", refuse)
+    with pytest.raises(CacheError, match=f"{tmp_path} cannot be read: Permission denied"):
+        is_there(tmp_path / "file")
 
 
 @pytest.mark.parametrize(("call", "answer"), [("listdir", refuse), ("access", lambda *_: False)])
